@@ -1,0 +1,41 @@
+# make demo     trains a search agent on this machine's CPU (about ten minutes)
+# make install  .venv with everything that development needs
+# make check    ruff, pyright strict, sizes and arrows
+# make test     the tests (no root, no network)
+# make bench    the benchmarks, one table each
+
+PY := .venv/bin/python
+OUT ?= runs/demo
+SEED ?= 0
+
+.PHONY: demo install check test smoke bench clean
+
+.venv/.demo: pyproject.toml scripts/install.sh
+	@scripts/install.sh demo
+
+.venv/.dev: pyproject.toml scripts/install.sh
+	@scripts/install.sh dev
+
+demo: .venv/.demo
+	@$(PY) -m agentrl_workflows.search_qa.demo --out $(OUT) --seed $(SEED)
+
+install: .venv/.dev
+
+check: .venv/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+	$(PY) -m pytest tests/test_structure.py
+
+test: .venv/.dev
+	$(PY) -m pytest -n 2 --dist worksteal
+
+# the whole loop, small: warm start and RL of a few steps, under a minute
+smoke: .venv/.dev
+	$(PY) -m agentrl_workflows.search_qa.demo --out $${TMPDIR:-/tmp}/agentrl-smoke --fresh --smoke
+
+bench: .venv/.dev
+	@for program in benchmarks/*.py; do echo "== $$program"; $(PY) $$program || exit 1; done
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache dist build

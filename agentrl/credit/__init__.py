@@ -1,0 +1,26 @@
+"""Whose credit is it? Estimators turn a batch of groups into advantages; see `docs/credit.md`."""
+
+from agentrl.credit.batch import to_batch
+from agentrl.credit.contract import Batch, Credit, Estimator, Needs, TurnColumns
+from agentrl.credit.gigpo import GiGPO
+from agentrl.credit.grpo import GRPO
+from agentrl.credit.statistics import combine, normalise, returns, totals
+
+ESTIMATORS: dict[str, type[GRPO] | type[GiGPO]] = {"gigpo": GiGPO, "grpo": GRPO}
+"""By the short name that the command line and run folders use."""
+
+__all__ = [
+    "ESTIMATORS",
+    "GRPO",
+    "Batch",
+    "Credit",
+    "Estimator",
+    "GiGPO",
+    "Needs",
+    "TurnColumns",
+    "combine",
+    "normalise",
+    "returns",
+    "to_batch",
+    "totals",
+]

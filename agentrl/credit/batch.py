@@ -1,0 +1,107 @@
+"""Groups to a batch: the turns of one learner step as columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from agentrl.credit.contract import Batch, Floats, Ints, TurnColumns
+from agentrl.episode import Episode, Group, Turn
+from agentrl.errors import UserError
+
+MASKED = "masked"
+"""Key in `Batch.extras`: bool (T,), true for turns that are in the statistics and are not trained (overlong episodes)."""
+
+
+def to_batch(groups: Sequence[Group], *, agents: Collection[str] | None = None, train_overlong: bool = False) -> Batch:
+    """The columns of these groups, in order of group, episode, turn.
+
+    Episodes that failed, were cancelled, went over budget or diverged are out: they are counted as lost and are in no
+    statistic. Overlong ones stay in every statistic; their turns are trained only with `train_overlong`. Of the others come
+    all turns that may be trained, of the given agents (None = all). Rewards without a turn of their own here find one: an
+    agent's end rewards its last turn, those of an untrained turn the last one before it (the same agent's, if given to an
+    agent). `UserError` for a reward that is not finite, and for a group or an episode that occurs twice.
+    """
+    finished = [(index, episode) for index, group in enumerate(groups) for episode in group.finished]
+    _check_names([group.id for group in groups], "group")
+    _check_names([episode.id for _, episode in finished], "episode")
+    asked = sum(max(group.wanted, len(group.episodes)) for group in groups)
+    turns: list[Turn] = []
+    rows: list[tuple[int, int]] = []
+    rewards: list[float] = []
+    for number, (group_index, episode) in enumerate(finished):
+        kept = [turn for turn in episode.turns if turn.trainable and (agents is None or turn.agent in agents)]
+        turns.extend(kept)
+        rows.extend((number, group_index) for _ in kept)
+        rewards.extend(_turn_rewards(episode, kept))
+    episodes = tuple(episode for _, episode in finished)
+    names = tuple(dict.fromkeys(turn.agent for turn in turns))
+    columns = _columns(turns, rows, rewards, episodes, names)
+    overlong = np.array([episode.status == "overlong" for episode in episodes], dtype=np.bool_)
+    masked = overlong[columns.episode] & (not train_overlong)
+    return Batch(tuple(groups), episodes, columns, names, lost=asked - len(episodes), extras={MASKED: masked})
+
+
+def _columns(
+    turns: Sequence[Turn],
+    rows: Sequence[tuple[int, int]],
+    rewards: Sequence[float],
+    episodes: Sequence[Episode],
+    names: Sequence[str],
+) -> TurnColumns:
+    episode: Ints = np.array([row[0] for row in rows], dtype=np.int64)
+    outcomes: Floats = np.array([_finite(item.reward, item, "its team") for item in episodes], dtype=np.float64)
+    agents = {name: index for index, name in enumerate(names)}
+    states: dict[str, int] = {}
+    state = np.zeros(len(turns), dtype=np.int64)
+    for t, turn in enumerate(turns):
+        key = turn.state.before if turn.state is not None else ""
+        state[t] = states.setdefault(key, len(states)) if key else -1 - t
+    last = np.ones(len(turns), dtype=np.bool_)
+    last[:-1] = episode[1:] != episode[:-1]
+    return TurnColumns(
+        turn=tuple(turns),
+        episode=episode,
+        group=np.array([row[1] for row in rows], dtype=np.int64),
+        agent=np.array([agents[turn.agent] for turn in turns], dtype=np.int64),
+        index=np.array([turn.index for turn in turns], dtype=np.int64),
+        state=state,
+        reward=np.array(rewards, dtype=np.float64),
+        outcome=outcomes[episode],
+        last=last,
+        valid=np.array([turn.valid for turn in turns], dtype=np.bool_),
+        length=np.array([len(turn.sampled_ids) - turn.forced for turn in turns], dtype=np.int64),
+    )
+
+
+def _turn_rewards(episode: Episode, kept: Sequence[Turn]) -> list[float]:
+    """The reward of each kept turn; see `to_batch` for where the rewards of no kept turn go."""
+    amounts = [0.0] * len(kept)
+    place = {turn.id: index for index, turn in enumerate(kept)}
+    latest: dict[str | None, int] = {}  # agent (None = anyone) -> its last kept turn so far
+    for turn in episode.turns:
+        if turn.id in place:
+            latest[turn.agent] = latest[None] = place[turn.id]
+        for reward in turn.rewards:
+            value = _finite(reward.value, episode, f"turn {turn.id}")
+            at = place.get(turn.id, latest.get(reward.agent))
+            if at is not None:
+                amounts[at] += value
+    for reward in episode.rewards:
+        if reward.agent is not None and reward.agent in latest:
+            amounts[latest[reward.agent]] += _finite(reward.value, episode, f"agent {reward.agent}")
+    return amounts
+
+
+def _finite(value: float, episode: Episode, what: str) -> float:
+    if not math.isfinite(value):
+        raise UserError(f"episode {episode.id}: a reward of {what} is {value}; rewards must be finite numbers: mend the reward")
+    return value
+
+
+def _check_names(names: Sequence[str], what: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"{what} {twice[0]} occurs {names.count(twice[0])} times in the batch; give each {what} once")

@@ -1,0 +1,96 @@
+"""What an estimator is: a batch in, credit per (row, token) out.
+
+Estimators see the batch as columns over its turns, with failed episodes already out. Legend: T turns of the batch that may
+be trained, in order of group, episode, turn; E episodes; G groups. Statistics are computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.episode import Episode, Group, Turn
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an estimator wants recorded. A run that lacks it is refused before the first token."""
+
+    state: bool = False
+    """Canonical state keys on turns."""
+    entropy: bool = False
+    probes: tuple[str, ...] = ()
+    reference_rewards: bool = False
+    candidates: bool = False
+    group: int = 1
+    """Least size of a group for which the method means anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnColumns:
+    """The trained turns of a batch, as columns of length T."""
+
+    turn: tuple[Turn, ...]
+    episode: Ints
+    """Index of the turn's episode in the batch."""
+    group: Ints
+    agent: Ints
+    """Index of the agent's name in `Batch.agents`."""
+    index: Ints
+    """Turn index of that agent."""
+    state: Ints
+    """Index of the canonical state key before the turn; -1 - t where it has none (so that it equals no other)."""
+    reward: Floats
+    """Rewards of this turn (its own and, on an agent's last turn, that agent's end rewards)."""
+    outcome: Floats
+    """The episode's team reward at its end; the same on every turn of an episode."""
+    last: npt.NDArray[np.bool_]
+    """Whether the turn is the last trained one of its episode."""
+    valid: npt.NDArray[np.bool_]
+    length: Ints
+    """Sampled tokens that may be trained."""
+
+    def __len__(self) -> int:
+        return len(self.turn)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Groups of one learner step. Failed, cancelled and divergent episodes are not in it."""
+
+    groups: tuple[Group, ...]
+    episodes: tuple[Episode, ...]
+    turns: TurnColumns
+    agents: tuple[str, ...]
+    lost: int = 0
+    """Episodes that were asked for and did not end; they are in no statistic."""
+    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Advantage of each turn: (T,), or one array a turn with a number per sampled token; and a weight per turn.
+
+    Turns shared by several rows carry the turn's credit in each; an estimator whose credit differs by row gives `rows`.
+    """
+
+    turns: TurnColumns
+    advantage: Floats | Sequence[Floats]
+    weight: Floats | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class Estimator(Protocol):
+    """Batch -> credit. A frozen dataclass with its own numbers as fields."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def __call__(self, batch: Batch) -> Credit: ...

@@ -1,0 +1,3 @@
+from agentrl.engines.local.engine import LocalEngine
+
+__all__ = ["LocalEngine"]

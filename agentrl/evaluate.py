@@ -1,0 +1,191 @@
+"""Running an experiment without learning: evaluation, a few rollouts, replay and fork of stored episodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentrl.episode import Episode, Group
+from agentrl.errors import UserError, unwrapped
+from agentrl.experiment import Experiment
+from agentrl.meter import success_of
+from agentrl.run import Run
+from agentrl.runtime.runtime import Runtime
+from agentrl.store.contract import EpisodeFilter
+from agentrl.workflow import task_from_json
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Success (mean reward) over the finished episodes; lost ones are in no mean."""
+
+    success: float
+    episodes: int
+    lost: int
+    turns: float
+    tool_calls: float
+    groups: tuple[Group, ...]
+
+
+def models_of(experiment: Experiment[Any, Any], policies: str | Path | None) -> dict[str, Path]:
+    """Where each policy's weights are: a run's last checkpoints, a model folder, or what the experiment says."""
+    if policies is None:
+        return {name: Path(policy.model) for name, policy in experiment.by_name.items()}
+    folder = Path(policies)
+    if (folder / "experiment.json").is_file():
+        run = Run.find(folder)
+        return {name: run.latest(policy) for name, policy in experiment.by_name.items()}
+    if (folder / "config.json").is_file():
+        return dict.fromkeys(experiment.by_name, folder)
+    raise UserError(f"{folder} is neither a run nor a model folder; give the --out of a training or a folder with config.json")
+
+
+async def evaluate(
+    experiment: Experiment[Any, Any],
+    *,
+    policies: str | Path | None = None,
+    tasks: Sequence[Any] | None = None,
+    greedy: bool = True,
+) -> EvalResult:
+    """One episode of each held-out task (or of `tasks`)."""
+    chosen = experiment.held_out[: experiment.eval_tasks] if tasks is None else tasks
+    if not len(chosen):
+        raise UserError("there are no tasks to evaluate on: Experiment(..., held_out=...)")
+    with unwrapped():
+        async with Runtime(experiment, models=models_of(experiment, policies)) as runtime:
+            episodes = await _run_all(runtime, chosen, "eval", greedy=greedy)
+    groups = tuple(Group(e.group, e.task, (e,), 1) for e in episodes)
+    numbers = success_of(groups)
+    return EvalResult(
+        numbers["success"], int(numbers["episodes"]), int(numbers["lost"]), numbers["turns"], numbers["tool_calls"], groups
+    )
+
+
+async def held_out(runtime: Runtime[Any, Any], batch: int) -> list[Group]:
+    """The held-out tasks, one greedy episode each."""
+    experiment = runtime.experiment
+    tasks = experiment.held_out[: experiment.eval_tasks]
+    async with asyncio.TaskGroup() as running:
+        episodes = [
+            running.create_task(runtime.run(task, group=f"e{batch:06d}.{index:04d}", split="eval", step=batch, greedy=True))
+            for index, task in enumerate(tasks)
+        ]
+    return [Group(e.result().group, task, (e.result(),), 1) for task, e in zip(tasks, episodes, strict=True)]
+
+
+async def rollout(
+    experiment: Experiment[Any, Any],
+    count: int,
+    *,
+    policies: str | Path | None = None,
+    tasks: Sequence[Any] | None = None,
+    out: str | Path | None = None,
+) -> list[Episode]:
+    """`count` sampled episodes of the first tasks (held-out ones if there are any); with `out` they are stored there."""
+    from agentrl.store.sqlite import SQLiteStore
+
+    known: Any = tasks or experiment.held_out or experiment.tasks
+    if not isinstance(known, Sequence) or not len(known):
+        raise UserError("there are no tasks to run; give one with --task JSON")
+    chosen = [known[index % len(known)] for index in range(count)]
+    with unwrapped():
+        async with AsyncExitStack() as stack:
+            store = None
+            if out is not None:
+                store = stack.enter_context(SQLiteStore(make_folder(out) / "store.db"))
+            runtime = Runtime(experiment, store=store, models=models_of(experiment, policies))
+            async with runtime:
+                episodes = await _run_all(runtime, chosen, "rollout", greedy=False)
+            if store is not None:
+                await store.flush()
+            return episodes
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made if need be."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+async def _run_all(runtime: Runtime[Any, Any], tasks: Sequence[Any], split: str, *, greedy: bool) -> list[Episode]:
+    async with asyncio.TaskGroup() as running:
+        episodes = [
+            running.create_task(runtime.run(task, group=f"{split}.{index:06d}", split=split, greedy=greedy))
+            for index, task in enumerate(tasks)
+        ]
+    return [episode.result() for episode in episodes]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A stored episode and what its record gave when it was run again; `differences` is empty when they are the same."""
+
+    stored: Episode
+    again: Episode
+    differences: tuple[str, ...]
+
+
+async def replay(experiment: Experiment[Any, Any], run: str | Path, episode: str) -> Replayed:
+    """Runs a stored episode again from its record alone: no engine, no model weights."""
+    from agentrl.engines.recorded import Recorded
+
+    folder = Run.find(Path(run))
+    with unwrapped(), folder.store(read_only=True) as store:
+        stored = store.episode(episode)
+        head = next(iter(store.heads(EpisodeFilter(ids=(episode,)))))
+        task = task_from_json(experiment.workflow, head.task)
+        engine = Recorded(max_context=recorded_context(folder))
+        async with Runtime(experiment, engine=engine, lineage=folder.lineage) as runtime:
+            again = await runtime.replay(head, store.journal(episode), store.tail(episode), task)
+    return Replayed(stored, again, tuple(differences(stored, again)))
+
+
+async def fork(experiment: Experiment[Any, Any], run: str | Path, episode: str, after_turn: int) -> Episode:
+    """Goes on live from a stored episode, after its first `after_turn` turns; the fork is stored in the run."""
+    folder = Run.find(Path(run))
+    with unwrapped(), folder.store() as store:
+        stored = store.episode(episode)
+        if not 0 <= after_turn <= len(stored.turns):
+            raise UserError(f"{episode} has {len(stored.turns)} turns, got --fork {after_turn}")
+        cut = cut_after(store.journal(episode), stored, after_turn)
+        task = task_from_json(experiment.workflow, stored.task)
+        members = sum(1 for head in store.heads() if head.fork_of == episode)
+        async with Runtime(experiment, store=store, models=models_of(experiment, run), lineage=folder.lineage) as runtime:
+            return await runtime.fork(task, stored, cut, group=f"{stored.group}+fork", member=members)
+
+
+def cut_after(journal: Sequence[Any], episode: Episode, turns: int) -> int:
+    """The cut at which the first `turns` turns have completed and the next one has not been asked for."""
+    if turns == len(episode.turns):
+        return max((effect.completed for effect in journal), default=-1) + 1
+    following = episode.turns[turns].id
+    return next(effect.issued for effect in journal if effect.turn is not None and effect.turn.id == following)
+
+
+def recorded_context(run: Run) -> int:
+    """The context of the engine that a run was sampled with."""
+    file = run.folder / "engine.json"
+    if not file.is_file():
+        raise UserError(f"{run.folder} does not say which engine it was sampled with (no engine.json)")
+    return int(json.loads(file.read_text())["max_context"])
+
+
+def differences(one: Episode, other: Episode) -> list[str]:
+    """In what two runs of one episode differ; tokens and log-probs to the bit."""
+    found: list[str] = []
+    for name in ("status", "output", "rewards", "stops", "failure"):
+        if getattr(one, name) != getattr(other, name):
+            found.append(f"{name}: {getattr(one, name)!r} and {getattr(other, name)!r}")
+    if len(one.turns) != len(other.turns):
+        return [*found, f"turns: {len(one.turns)} and {len(other.turns)}"]
+    for first, second in zip(one.turns, other.turns, strict=True):
+        same = first.id == second.id and first.digest == second.digest and first.text == second.text
+        if not same or first.logprobs.tobytes() != second.logprobs.tobytes():
+            found.append(f"turn {first.id}")
+    return found

@@ -1,0 +1,41 @@
+"""What a rollout plan is: how the episodes of one task come about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from agentrl.effect import EffectKey
+from agentrl.engines.contract import Offers
+from agentrl.episode import Episode
+
+
+class GroupRun(Protocol):
+    """What a plan may do with one task. Every call gives an episode of the same group, whatever becomes of it."""
+
+    async def run(self, member: int) -> Episode:
+        """A new episode, or the same one resumed if it was begun before a crash."""
+        ...
+
+    async def fork(
+        self, member: int, of: Episode, cut: int, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
+    ) -> Episode:
+        """An episode that shares with `of` every effect completed before `cut`, and goes on by itself from there."""
+        ...
+
+
+class RolloutPlan(Protocol):
+    """A frozen dataclass with its own numbers as fields."""
+
+    @property
+    def size(self) -> int:
+        """Episodes of a group, when none is lost."""
+        ...
+
+    def needs(self, offers: Offers) -> str:
+        """What the plan needs and the engine lacks; empty = nothing. Refused before the first token."""
+        ...
+
+    async def __call__(self, run: GroupRun) -> tuple[Episode, ...]:
+        """The group's episodes, in the order of their members."""
+        ...

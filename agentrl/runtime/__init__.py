@@ -1,0 +1,5 @@
+"""The runtime: journal, scheduler, limits, fork."""
+
+from agentrl.runtime.runtime import Runtime
+
+__all__ = ["Runtime"]

@@ -1,0 +1,263 @@
+"""The runtime: executes workflows. Training, evaluation, serving and replay all use this one.
+
+    async with Runtime(experiment, store=store) as runtime:
+        episode = await runtime.run(task, deadline=60)
+        group = await runtime.group(task, "g7")
+
+An episode that the store already holds is not run again: a finished one is read, an unfinished one resumed. A task that is
+cancelled from outside suspends its episodes; `runtime.cancel` ends one for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, Literal
+
+from agentrl.effect import Effect, EffectKey, derive_seed
+from agentrl.engines.contract import Engine
+from agentrl.episode import Episode, Group, Reward, Sampling, Source
+from agentrl.errors import UserError
+from agentrl.experiment import Experiment, Policy
+from agentrl.rendering.contract import Renderer
+from agentrl.runtime.execution import Execution, Program, Surroundings
+from agentrl.runtime.threads import DaemonThreads
+from agentrl.runtime.turnstile import Turnstile
+from agentrl.store.contract import EpisodeHead, EpisodeTail, Store
+from agentrl.store.fold import fold
+from agentrl.team import Seat, Team
+from agentrl.workflow import OutputT, TaskT, World, task_as_json
+
+
+class Runtime(Generic[TaskT, OutputT]):
+    """See the module. Entered once; its methods may be called from any task of that loop."""
+
+    def __init__(
+        self,
+        experiment: Experiment[TaskT, OutputT],
+        *,
+        store: Store | None = None,
+        engine: Engine | None = None,
+        renderers: Mapping[str, Renderer] | None = None,
+        models: Mapping[str, Path] | None = None,
+        lineage: str = "run",
+    ) -> None:
+        self.experiment = experiment
+        self.store = store
+        self.lineage = lineage
+        self._given_engine = engine
+        self._given_renderers = renderers
+        self._models = dict(models or {})
+        self._live: dict[str, Execution] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Runtime[TaskT, OutputT]:
+        experiment = self.experiment
+        models = {name: Path(self._models.get(name, policy.model)) for name, policy in experiment.by_name.items()}
+        self.renderers = dict(self._given_renderers or {}) or {
+            name: open_renderer(policy, models[name]) for name, policy in experiment.by_name.items()
+        }
+        engine = self._given_engine
+        if engine is None:
+            engine = experiment.engine.open(models, self.renderers, self.lineage)
+            await self._stack.enter_async_context(engine)
+        self.engine: Engine = engine
+        lacking = experiment.rollout.needs(engine.info.offers)
+        if lacking:
+            raise UserError(f"the rollout plan {type(experiment.rollout).__name__} cannot run here: {lacking}")
+        self._threads = DaemonThreads()
+        self._stack.callback(self._threads.close)
+        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        self._around = Surroundings(tasks, Turnstile(), self._threads, experiment.limits, self.store)
+        self._room = asyncio.Semaphore(experiment.limits.concurrency)
+        self._known = {head.id: head for head in self.store.heads()} if self.store is not None else {}
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._stack.__aexit__(*exc)
+
+    @property
+    def stored(self) -> Store:
+        """The store; `UserError` if the runtime has none."""
+        if self.store is None:
+            raise UserError("this needs a store: Runtime(experiment, store=...)")
+        return self.store
+
+    # --- running -----------------------------------------------------------------------------------------------------------
+    async def run(
+        self,
+        task: TaskT,
+        *,
+        group: str = "",
+        member: int = 0,
+        wanted: int = 1,
+        split: str = "serve",
+        step: int = 0,
+        deadline: float | None = None,
+        greedy: bool = False,
+        source: Source | None = None,
+    ) -> Episode:
+        """One episode of the workflow, to its end. It never raises for what happens inside: see `status` and `failure`."""
+        group = group or f"{split}-{time.time_ns():x}"
+        head = self._head(task, group, member, wanted, split, step, source)
+        return await self._resumed_or_new(head, task, deadline=deadline, greedy=greedy)
+
+    async def group(self, task: TaskT, group: str, *, split: str = "train", step: int = 0) -> Group:
+        """The episodes of one task by the experiment's rollout plan. Lost members are in it with their status."""
+        plan = self.experiment.rollout
+        episodes = await plan(_OneTask(self, task, group, plan.size, split, step))
+        return Group(group, task, episodes, plan.size)
+
+    async def replay(self, head: EpisodeHead, record: Sequence[Effect], tail: EpisodeTail | None, task: TaskT) -> Episode:
+        """Runs a stored episode again from its record alone; its status is "divergent" if the code asks for something else."""
+        strict = tail is not None and tail.status in ("done", "overlong")
+        around = replace(self._around, log=None)
+        greedy = head.split == "eval"
+        program = self._program(task, greedy=greedy)
+        execution = Execution(head, tuple(record), program, around, mode="replay", strict=strict)
+        effects, again = await execution.run()
+        return fold(head, effects, again)
+
+    def cancel(self, episode: str, reason: str = "cancelled") -> None:
+        """Ends a live episode for good; `UserError` if none of this id is live."""
+        if episode not in self._live:
+            raise UserError(f"no live episode {episode!r}; live are {len(self._live)}")
+        self._live[episode].cancel(reason)
+
+    async def reward(self, episode: str, value: float, *, name: str = "feedback") -> None:
+        """Adds a reward to a stored episode, long after its end too: production becomes training data."""
+        self.stored.reward(episode, Reward(name, value))
+        await self.stored.flush()
+
+    def waiting(self) -> Mapping[str, int]:
+        """What the live episodes wait for: effects in flight by kind."""
+        return Counter(kind for execution in self._live.values() for kind in execution.journal.in_flight())
+
+    # --- inside ------------------------------------------------------------------------------------------------------------
+    def _head(
+        self, task: TaskT, group: str, member: int, wanted: int, split: str, step: int, source: Source | None
+    ) -> EpisodeHead:
+        name = f"{group}.{member}"
+        return EpisodeHead(
+            id=name,
+            group=group,
+            member=member,
+            wanted=wanted,
+            task=task_as_json(task),
+            seed=derive_seed(self.experiment.seed, name),
+            workflow=self.experiment.workflow.code_hash,
+            source=source or self.experiment.engine.source,
+            split=split,
+            step=step,
+            created=time.time(),
+        )
+
+    async def _resumed_or_new(self, head: EpisodeHead, task: TaskT, *, deadline: float | None, greedy: bool) -> Episode:
+        if self.store is None or head.id not in self._known:
+            return await self._execute(head, (), task, deadline=deadline, greedy=greedy)
+        if self.store.tail(head.id) is not None:
+            return replace(self.store.episode(head.id), task=task)
+        return await self._execute(self._known[head.id], self.store.journal(head.id), task, deadline=deadline, greedy=greedy)
+
+    async def _execute(
+        self, head: EpisodeHead, record: tuple[Effect, ...], task: TaskT, *, deadline: float | None, greedy: bool
+    ) -> Episode:
+        async with self._room:
+            if self.store is not None:
+                self.store.begin(head)
+            execution = Execution(head, record, self._program(task, greedy=greedy), self._around, deadline=deadline)
+            self._live[head.id] = execution
+            try:
+                effects, tail = await execution.run()
+            finally:
+                del self._live[head.id]
+            if self.store is not None:
+                self.store.finish(head.id, tail)
+            return replace(fold(head, effects, tail), task=task)
+
+    async def fork(
+        self,
+        task: TaskT,
+        of: Episode,
+        cut: int,
+        *,
+        group: str,
+        member: int,
+        forced: Mapping[EffectKey, tuple[int, ...]] | None = None,
+    ) -> Episode:
+        """An episode that shares with a stored one every effect completed before `cut`, and goes on by itself.
+
+        `forced` gives token ids with which the next model call of that key begins. Every seed after the cut differs.
+        """
+        await self.stored.flush()
+        record = tuple(effect for effect in self.stored.journal(of.id) if 0 <= effect.completed < cut)
+        head = replace(
+            self._head(task, group, member, 1, "fork", 0, None),
+            fork_of=of.id,
+            fork_cut=cut,
+            fork_forced={str(key): tokens for key, tokens in (forced or {}).items()},
+        )
+        return await self._execute(head, record, task, deadline=None, greedy=False)
+
+    def _program(self, task: TaskT, *, greedy: bool) -> Program:
+        experiment = self.experiment
+        seats = {role: self._seat(policy, greedy) for role, policy in experiment.by_role.items()}
+
+        def begin(world: World) -> Coroutine[Any, Any, OutputT]:
+            team = Team(world, experiment.workflow.agents, seats, self._threads.run)
+            return experiment.workflow.function(task, team)
+
+        def reward(output: Any, episode: Episode) -> Any:
+            assert experiment.reward is not None
+            return experiment.reward(task, output, replace(episode, task=task))
+
+        return Program(begin, reward if experiment.reward is not None else None)
+
+    def _seat(self, policy: Policy, greedy: bool) -> Seat:
+        renderer = self.renderers[policy.name]
+        sampling = Sampling(
+            temperature=0.0 if greedy else policy.temperature,
+            top_k=policy.top_k,
+            top_p=policy.top_p,
+            stop_ids=renderer.stop_ids,
+        )
+        return Seat(policy.name, self.engine, renderer, sampling, self.experiment.limits.engine_retries)
+
+
+class _OneTask(Generic[TaskT]):
+    """What a rollout plan may do with one task."""
+
+    def __init__(self, runtime: Runtime[TaskT, Any], task: TaskT, group: str, size: int, split: str, step: int) -> None:
+        self._runtime = runtime
+        self._task = task
+        self._group = group
+        self._size = size
+        self._split = split
+        self._step = step
+
+    async def run(self, member: int) -> Episode:
+        return await self._runtime.run(
+            self._task, group=self._group, member=member, wanted=self._size, split=self._split, step=self._step
+        )
+
+    async def fork(
+        self, member: int, of: Episode, cut: int, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
+    ) -> Episode:
+        return await self._runtime.fork(self._task, of, cut, group=self._group, member=member, forced=forced)
+
+
+def open_renderer(policy: Policy, folder: Path) -> Renderer:
+    """The renderer of a policy's model folder; `UserError` if there is none."""
+    from agentrl.rendering.template import TemplateRenderer
+
+    if not str(policy.model):
+        raise UserError(
+            f"policy {policy.name!r} has no model; set `Policy({policy.name!r}, model=FOLDER)` or --set policies.model=FOLDER"
+        )
+    history: Literal["append", "faithful"] = policy.history
+    return TemplateRenderer.from_folder(folder, history=history, parser=policy.parser or None)

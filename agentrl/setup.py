@@ -1,0 +1,67 @@
+"""From an experiment to what the loop needs, refusing before the first token what cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import UserError
+from agentrl.experiment import Experiment
+from agentrl.learning.contract import Learner
+from agentrl.tasks import TaskSource, Uniform
+
+
+def check(experiment: Experiment[Any, Any]) -> None:
+    """`UserError` for what an experiment lacks to be trained."""
+    if isinstance(experiment.tasks, Sequence) and not len(experiment.tasks):
+        raise UserError("an experiment needs tasks to train on: Experiment(..., tasks=read_tasks(Task, FILE))")
+    if experiment.reward is None and experiment.engine.source != "demonstration":
+        raise UserError("an experiment needs a reward to train on: Experiment(..., reward=function of (task, output, episode))")
+    trained = [policy for policy in experiment.by_name.values() if not policy.frozen]
+    if not trained:
+        raise UserError("all policies are frozen; nothing would be trained")
+    for policy in experiment.by_name.values():
+        if not str(policy.model):
+            raise UserError(
+                f"policy {policy.name!r} has no model; Policy({policy.name!r}, model=FOLDER) or --set policies.model=FOLDER"
+            )
+        if not (Path(policy.model) / "config.json").is_file():
+            raise UserError(f"policy {policy.name!r}: {policy.model} is no model folder (it has no config.json)")
+    needs = experiment.credit.needs
+    if needs.group > experiment.rollout.size:
+        method = type(experiment.credit).__name__
+        raise UserError(
+            f"{method} compares at least {needs.group} episodes of a task, the rollout plan gives {experiment.rollout.size}; "
+            f"--set rollout.size={needs.group}"
+        )
+    lacking = [name for name in ("entropy", "reference_rewards", "candidates") if getattr(needs, name)] + list(needs.probes)
+    if lacking:
+        raise UserError(f"{type(experiment.credit).__name__} needs {', '.join(lacking)} recorded, which nothing here records")
+
+
+def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, Learner]:
+    """A learner for every policy that is not frozen."""
+    try:
+        from agentrl.learning.local import LocalLearner
+    except ModuleNotFoundError as error:
+        raise UserError(f'learning needs {error.name}; pip install "agentrl-runtime[local]"') from error
+    return {
+        name: LocalLearner(
+            name,
+            Path(policy.model),
+            experiment.objective,
+            optimiser=policy.optimiser,
+            microbatch_tokens=experiment.microbatch_tokens,
+            threads=experiment.threads,
+            lineage=lineage,
+        )
+        for name, policy in experiment.by_name.items()
+        if not policy.frozen
+    }
+
+
+def open_source(experiment: Experiment[Any, Any]) -> TaskSource[Any]:
+    """The experiment's task source, or its tasks one after the other, shuffled every epoch."""
+    tasks = experiment.tasks
+    return tasks if not isinstance(tasks, Sequence) else Uniform(tasks, seed=experiment.seed)

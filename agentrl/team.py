@@ -1,0 +1,226 @@
+"""The team of one running episode: the workflow's only handle on the world.
+
+reply = await team["searcher"].run(question)         an agent's model-tool loop
+score = await team.effect("grade", grade, patch)     anything else that touches the world
+team.reward(0.3, name="gold document", turn=reply.turn)
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agentrl.agent import Agent, AgentRun, Reply
+from agentrl.effect import digest_request
+from agentrl.engines.contract import Engine, GenerateRequest, Generation
+from agentrl.episode import Parent, Sampling, State, StopReason, Turn, digest_ids, token_ids
+from agentrl.errors import RewardError, UserError
+from agentrl.rendering.contract import Message, Rendered, Renderer
+from agentrl.tool import as_tools
+from agentrl.workflow import Ask, Asked, Outcome, World
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a role's tokens come from: the policy that serves it, its engine and renderer, how it samples."""
+
+    policy: str
+    engine: Engine
+    renderer: Renderer
+    sampling: Sampling
+    retries: int = 2
+
+
+class Team:
+    """See the module. Made by the runtime, one per episode."""
+
+    def __init__(
+        self,
+        world: World,
+        agents: Mapping[str, Agent],
+        seats: Mapping[str, Seat],
+        thread: Callable[[Callable[[], Any]], Any],
+    ) -> None:
+        self.world = world
+        self.thread = thread
+        self._agents = agents
+        self._seats = seats
+        self._indices: dict[str, int] = {}
+        self._last: str | None = None
+
+    def __getitem__(self, role: str) -> Role:
+        if role not in self._agents:
+            raise UserError(f"this team has no agent {role!r}; it has {', '.join(self._agents) or 'none'}")
+        return Role(self, self._agents[role])
+
+    def seat(self, role: str) -> Seat:
+        """Where this role's tokens come from."""
+        return self._seats[role]
+
+    # --- the world -------------------------------------------------------------------------------------------------------
+    async def effect(
+        self, name: str, function: Callable[..., Any], /, *arguments: Any, outlives: bool = False, idempotent: bool = True
+    ) -> Any:
+        """Runs anything that touches the world, once; a replay hands back what it gave.
+
+        `function` is async or sync (run in a thread); arguments and result are JSON. What it raises is raised here, live
+        and on replay alike. `outlives` and `idempotent` as for a `Tool`.
+        """
+
+        async def run(asked: Asked) -> Outcome:
+            if inspect.iscoroutinefunction(function):
+                given = await function(*arguments)
+            else:
+                given = await self.thread(lambda: function(*arguments))
+                given = await given if inspect.isawaitable(given) else given
+            try:
+                return Outcome(json.loads(json.dumps(given)))
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"effect {name!r} must give JSON (text, numbers, lists, dicts), got {type(given).__name__}"
+                ) from error
+
+        request = digest_request("effect", name, json.loads(json.dumps(arguments, default=repr)))
+        ask = Ask("effect", name, request, repr(arguments)[:120], run, outlives=outlives, idempotent=idempotent)
+        return (await self.world.perform(ask)).value
+
+    def reward(self, value: float, *, name: str = "reward", turn: Turn | None = None, agent: str | None = None) -> None:
+        """Gives a reward: to a turn or, without one, at the end; to one agent or, without one, to the team."""
+        if not math.isfinite(value):
+            raise RewardError(f"a reward must be a finite number, got {name}={value!r}")
+        if agent is not None and agent not in self._agents:
+            raise UserError(f"reward for agent {agent!r}: this team has {', '.join(self._agents)}")
+        self.world.record(
+            "reward", name, {"name": name, "value": float(value), "turn": turn.id if turn else None, "agent": agent}
+        )
+
+    def metric(self, name: str, value: float) -> None:
+        """Records a number of this episode; the run's metrics show its mean."""
+        self.world.record("note", "metric", {"name": name, "value": float(value)})
+
+    def random(self, name: str = "random") -> random.Random:
+        """A generator seeded by this place in the workflow: the same on replay, another in a fork."""
+        return random.Random(self.world.seed("random", name))
+
+    def now(self) -> float:
+        """Seconds since the episode began, by the clock of the record."""
+        return self.world.now()
+
+    # --- for the agents' loops -------------------------------------------------------------------------------------------
+    def note_stop(self, agent: str, reason: StopReason) -> None:
+        """Records why a model-tool loop ended."""
+        self.world.record("note", "stop", {"agent": agent, "reason": reason})
+
+    def note_invalid(self, turn: Turn) -> None:
+        """Records that a turn does not follow its agent's format."""
+        self.world.record("note", "valid", {"turn": turn.id})
+
+    async def sample(
+        self, agent: Agent, rendered: Rendered, path: Sequence[int], *, parent: Turn | None, max_tokens: int, state: str
+    ) -> Turn:
+        """One model call. `path` is the whole prompt; `rendered` says which of it is new."""
+        seat = self._seats[agent.name]
+        index = self._indices.get(agent.name, 0)
+        self._indices[agent.name] = index + 1
+        prompt = token_ids(path)
+        temperature = seat.sampling.temperature if agent.temperature is None else agent.temperature
+        sampling = replace(seat.sampling, temperature=temperature, max_tokens=max_tokens)
+        draft = _Draft(agent.name, index, rendered, parent, self._last, state, sampling)
+
+        async def run(asked: Asked) -> Outcome:
+            request = GenerateRequest(
+                id=f"{asked.episode}|{asked.id}",
+                policy=seat.policy,
+                parts=(prompt,),
+                sampling=sampling,
+                seed=asked.seed,
+                forced=token_ids(asked.forced),
+                session=asked.episode,
+            )
+            return Outcome(turn=draft.turn(seat, asked, prompt, await seat.engine.generate(request)))
+
+        async def abandon(asked: Asked) -> None:
+            await seat.engine.abort(f"{asked.episode}|{asked.id}")
+
+        what = [agent.name, seat.policy, sampling.temperature, sampling.top_k, sampling.top_p, max_tokens]
+        request = digest_request(digest_ids(prompt), what)
+        note = f"{agent.name} turn {index}, {len(prompt)} tokens"
+        ask = Ask("model", agent.name, request, note, run, abandon, retries=seat.retries)
+        turn = (await self.world.perform(ask)).turn
+        assert turn is not None
+        self._last = turn.id
+        return turn
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What is known of a turn before it is sampled."""
+
+    agent: str
+    index: int
+    rendered: Rendered
+    parent: Turn | None
+    predecessor: str | None
+    state: str
+    sampling: Sampling
+
+    def turn(self, seat: Seat, asked: Asked, prompt: Any, generation: Generation) -> Turn:
+        """The turn. One whose engine saw other ids than the record holds is kept and never trained."""
+        rendered, forced = self.rendered, len(asked.forced)
+        drift = generation.text is None and generation.digest != digest_ids(prompt, generation.ids)
+        return Turn(
+            id=asked.id,
+            agent=self.agent,
+            index=self.index,
+            policy=seat.policy,
+            versions=generation.spans,
+            parent=Parent(self.parent.id, rendered.kept) if self.parent is not None else None,
+            predecessor=self.predecessor,
+            branch=asked.branch,
+            context_ids=rendered.ids,
+            sampled_ids=generation.ids,
+            logprobs=generation.logprobs,
+            logprobs_at=generation.logprobs_at,
+            finish=generation.finish,
+            sampling=self.sampling,
+            seed=asked.seed,
+            text=generation.text if generation.text is not None else seat.renderer.decode(generation.ids),
+            digest=generation.digest,
+            forced=min(forced, len(generation.ids)),
+            segments=rendered.segments,
+            tokenizer=seat.renderer.tokenizer_id,
+            template=seat.renderer.template_id,
+            state=State(before=self.state) if self.state else None,
+            columns=generation.columns,
+            started=asked.issued_at,
+            ended=asked.clock(),
+            cached_tokens=generation.cached_tokens,
+            untrained="the engine saw other token ids than the record holds" if drift else "",
+        )
+
+
+class Role:
+    """An agent of a running team."""
+
+    def __init__(self, team: Team, agent: Agent) -> None:
+        self._team = team
+        self._agent = agent
+
+    async def run(
+        self, message: str | Sequence[Message], *, tools: Sequence[Any] | None = None, system: str | None = None
+    ) -> Reply:
+        """Runs the model-tool loop on a fresh context; gives its last turn.
+
+        `tools` and `system` stand in for the agent's own in this run. Raises `EngineError` when the engine fails for good;
+        every other end is a reply with its stop reason.
+        """
+        prompt = self._agent.system if system is None else system
+        messages = [Message("user", message)] if isinstance(message, str) else list(message)
+        if prompt:
+            messages.insert(0, Message("system", prompt))
+        return await AgentRun(self._team, self._agent, messages, as_tools(self._agent.tools if tools is None else tools)).run()

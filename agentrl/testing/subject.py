@@ -1,0 +1,140 @@
+"""The engine under test, and what the checks need of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from agentrl.engines.contract import Engine, GenerateRequest, Generation, ScoreRequest, Weights
+from agentrl.episode import EMPTY_IDS, FloatArray, IntArray, Sampling, Version, token_ids
+from agentrl.errors import AgentRLError, EngineError, UserError
+
+LONG_S = 0.4
+"""What a request should last that is interrupted, if the context allows."""
+TOO_FAST_S = 0.02
+"""Nobody can interrupt a request that is shorter."""
+ROW_LIMIT = 1024
+"""Up to this vocabulary the whole distribution at one position is scored, token by token."""
+
+Act: TypeAlias = Callable[[str], Awaitable[None]]
+
+
+class ClaimBroken(AgentRLError):
+    """What the engine did against its contract."""
+
+
+def require(holds: bool | np.bool_, message: str) -> None:
+    """Breaks the claim unless it holds."""
+    if not holds:
+        raise ClaimBroken(message)
+
+
+async def refused(call: Awaitable[Any], what: str, kinds: tuple[type[AgentRLError], ...] = (UserError, EngineError)) -> None:
+    """The call must raise one of these, with a message that says something."""
+    try:
+        await call
+    except kinds as error:
+        require(len(str(error)) > 10, f"{what} was refused with the message {str(error)!r}, which tells nothing")
+        return
+    raise ClaimBroken(f"{what} was not refused; expected {' or '.join(kind.__name__ for kind in kinds)}")
+
+
+@dataclass(slots=True)
+class Subject:
+    """`weights(n)` gives weights that differ from those of every other n; None = publishing is not checked."""
+
+    engine: Engine
+    policy: str
+    atol: float
+    weights: Callable[[int], Weights] | None
+    numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    nonce: str = field(default_factory=lambda: secrets.token_hex(4))
+    _long: tuple[int, float] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the engine."""
+        return self.engine.info.vocab_size
+
+    def prompt(self, salt: int = 0, length: int = 8) -> IntArray:
+        """Ids drawn over the whole vocabulary."""
+        return token_ids(np.random.default_rng(salt).integers(0, self.vocab_size, length))
+
+    def request(
+        self, prompt: IntArray, sampling: Sampling, *, seed: int = 0, forced: IntArray = EMPTY_IDS, **more: Any
+    ) -> GenerateRequest:
+        """With an id of its own."""
+        policy = more.pop("policy", self.policy)
+        return GenerateRequest(f"check-{self.nonce}-{next(self.numbers)}", policy, (prompt,), sampling, seed, forced, **more)
+
+    async def generate(
+        self, prompt: IntArray, sampling: Sampling, *, seed: int = 0, forced: IntArray = EMPTY_IDS, **more: Any
+    ) -> Generation:
+        """One reply."""
+        return await self.engine.generate(self.request(prompt, sampling, seed=seed, forced=forced, **more))
+
+    async def score(self, ids: IntArray, start: int = 1, policy: str | None = None) -> FloatArray:
+        """Log-probs of `ids[start:]`."""
+        request = ScoreRequest(f"check-{self.nonce}-{next(self.numbers)}", policy or self.policy, ids, start)
+        return (await self.engine.score(request)).logprobs
+
+    async def all_of(self, calls: Sequence[Awaitable[Any]]) -> list[Any]:
+        """All at once."""
+
+        async def one(call: Awaitable[Any]) -> Any:
+            return await call
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(call)) for call in calls]
+        return [task.result() for task in tasks]
+
+    async def row(self, prompt: IntArray) -> npt.NDArray[np.float64] | None:
+        """Log-probs of every token after `prompt`, at temperature 1; None where they cannot be had."""
+        if not self.engine.info.offers.scoring or self.vocab_size > ROW_LIMIT:
+            return None
+        calls = [self.score(np.append(prompt, token).astype(np.int32), len(prompt)) for token in range(self.vocab_size)]
+        return np.array([scores[0] for scores in await self.all_of(calls)], np.float64)
+
+    async def long(self) -> tuple[Sampling, float]:
+        """Sampling for a request that lasts, and how many seconds it does; measured once."""
+        loop = asyncio.get_running_loop()
+        if self._long is None:
+            room = self.engine.info.max_context - 9
+            tokens = min(32, room)
+            started = loop.time()
+            await self.generate(self.prompt(), Sampling(max_tokens=tokens))
+            each = (loop.time() - started) / tokens
+            tokens = min(room, max(32, int(LONG_S / max(each, 1e-7))))
+            started = loop.time()
+            await self.generate(self.prompt(), Sampling(max_tokens=tokens))
+            self._long = tokens, loop.time() - started
+        tokens, seconds = self._long
+        return Sampling(max_tokens=tokens), seconds
+
+    async def caught(self, act: Act, wanted: Callable[[Generation], bool]) -> tuple[list[Generation], bool]:
+        """Runs a long request and acts on it in mid-flight, earlier and earlier until it was in time."""
+        sampling, seconds = await self.long()
+        replies: list[Generation] = []
+        for part in (0.5, 0.3, 0.15, 0.05, 0.01, 0.0):
+            request = self.request(self.prompt(), sampling)
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(self.engine.generate(request))
+                await asyncio.sleep(seconds * part)
+                await act(request.id)
+            replies.append(task.result())
+            if wanted(replies[-1]):
+                return replies, True
+        return replies, False
+
+    async def next_version(self) -> tuple[Weights, Version]:
+        """Weights not served before, under a version not used before."""
+        number = next(self.numbers)
+        weights = self.weights(number) if self.weights is not None else {}
+        return weights, Version(f"check-{self.nonce}", self.policy, number, f"{number:08x}")

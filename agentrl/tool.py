@@ -1,0 +1,195 @@
+"""The contract of tools: a typed async function that the model may call; its docstring is the schema.
+
+    async def search(query: str) -> str:
+        \"\"\"Search the documents for `query`.\"\"\"
+
+A function, an object with an async or plain `__call__`, or a `Tool` value may stand in `Agent(tools=[...])`. Plain (sync)
+functions run in a thread. What a tool raises becomes its result, with status "error": the model sees it, the episode goes on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from agentrl.episode import EMPTY_MAP
+from agentrl.errors import UserError
+from agentrl.rendering.contract import ToolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """What a tool gives when it has more to say than text: `data` (JSON) goes into the record, never to the model."""
+
+    text: str
+    data: Mapping[str, Any] = EMPTY_MAP
+    state: str = ""
+    """Canonical key of the environment's state after the call; empty = not an environment."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool with its limits.
+
+    `outlives=True` says that a call changes something beyond this process (a mail, a database): an intent is committed
+    before it. After a crash such a call is made again only if `idempotent`, else the episode fails as an unknown effect.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    call: Callable[..., Any]
+    timeout: float = 30.0
+    max_output: int = 8192
+    """Characters; longer output is cut in the middle and says so."""
+    retries: int = 0
+    """How often a call that raised is made again; only for idempotent tools."""
+    idempotent: bool = True
+    outlives: bool = False
+    is_async: bool = True
+    required: frozenset[str] = field(default_factory=frozenset[str])
+
+    def __post_init__(self) -> None:
+        if self.timeout <= 0:
+            raise UserError(f"tool {self.name}: timeout must be > 0 seconds, got {self.timeout}")
+        if self.retries and not self.idempotent:
+            raise UserError(f"tool {self.name}: retries={self.retries} needs idempotent=True, for a retry repeats the call")
+
+    @property
+    def spec(self) -> ToolSpec:
+        """The tool as the model sees it."""
+        return ToolSpec(self.name, self.description, self.parameters)
+
+    def check(self, arguments: Mapping[str, Any]) -> str:
+        """Why these arguments cannot be used; empty = they can."""
+        properties: Mapping[str, Any] = self.parameters["properties"]
+        missing = sorted(self.required - arguments.keys())
+        if missing:
+            return f"{self.name} needs {', '.join(missing)}"
+        for name, value in arguments.items():
+            if name not in properties:
+                return f"{self.name} has no argument {name!r}; it takes {', '.join(properties) or 'none'}"
+            wanted = properties[name].get("type")
+            if wanted is not None and not _fits(value, wanted):
+                return f"{self.name}: {name} must be {wanted}, got {value!r}"
+        return ""
+
+
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list, tuple),
+    "object": (dict,),
+}
+
+
+def _fits(value: Any, wanted: str) -> bool:
+    if isinstance(value, bool) and wanted != "boolean":
+        return False
+    return wanted not in _JSON_TYPES or isinstance(value, _JSON_TYPES[wanted])
+
+
+def as_tool(value: Any) -> Tool:
+    """A `Tool` from a `Tool`, a function, or a callable object (whose attributes `name`, `timeout` ... override)."""
+    if isinstance(value, Tool):
+        return value
+    if not callable(value):
+        raise UserError(f"a tool must be a function, a callable object or a Tool, got {value!r}")
+    target: Any = value if inspect.isroutine(value) else type(value).__call__
+    name: str = getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)
+    doc = inspect.getdoc(target) or inspect.getdoc(value) or ""
+    if not doc:
+        raise UserError(f"tool {name} has no docstring; the model reads it to know when to call the tool")
+    parameters, required = _schema(target, name)
+    limits = {
+        key: getattr(value, key)
+        for key in ("timeout", "max_output", "retries", "idempotent", "outlives")
+        if hasattr(value, key)
+    }
+    return Tool(
+        name=name,
+        description=doc,
+        parameters=parameters,
+        call=value,
+        is_async=inspect.iscoroutinefunction(target),
+        required=required,
+        **limits,
+    )
+
+
+def tool(**limits: Any) -> Callable[[Callable[..., Awaitable[Any]]], Tool]:
+    """A decorator that sets limits: `@tool(timeout=5, retries=2)`."""
+
+    def wrap(function: Callable[..., Awaitable[Any]]) -> Tool:
+        from dataclasses import replace
+
+        return replace(as_tool(function), **limits)
+
+    return wrap
+
+
+def as_tools(values: Sequence[Any]) -> dict[str, Tool]:
+    """Tools by name; two of one name are refused."""
+    tools: dict[str, Tool] = {}
+    for value in values:
+        made = as_tool(value)
+        if made.name in tools:
+            raise UserError(f"two tools are called {made.name!r}; give one another name")
+        tools[made.name] = made
+    return tools
+
+
+def _schema(function: Any, name: str) -> tuple[dict[str, Any], frozenset[str]]:
+    try:
+        hints = get_type_hints(function)
+    except NameError as error:
+        raise UserError(
+            f"tool {name}: the annotation {error.name!r} cannot be resolved; import it at the top of its module"
+        ) from error
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise UserError(f"tool {name}: *{parameter.name} cannot be described to a model; name each argument")
+        if parameter.name not in hints:
+            raise UserError(f"tool {name}: argument {parameter.name!r} has no type annotation")
+        properties[parameter.name] = json_type(hints[parameter.name], f"tool {name}: {parameter.name}")
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+        elif isinstance(parameter.default, str | int | float | bool):
+            properties[parameter.name]["default"] = parameter.default
+    schema = {"type": "object", "properties": properties, "required": required}
+    return schema, frozenset(required)
+
+
+def json_type(hint: Any, where: str) -> dict[str, Any]:
+    """JSON schema of an annotation; `UserError` for one that JSON cannot say."""
+    plain: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
+    origin = get_origin(hint)
+    if hint in plain:
+        return {"type": plain[hint]}
+    if hint is Any:
+        return {}
+    if origin is Literal:
+        return {"enum": list(get_args(hint))}
+    if origin is typing.Annotated:
+        inner, *notes = get_args(hint)
+        described = [note for note in notes if isinstance(note, str)]
+        return json_type(inner, where) | ({"description": described[0]} if described else {})
+    if origin in (list, tuple, Sequence):
+        items = [item for item in get_args(hint) if item is not Ellipsis]
+        return {"type": "array", "items": json_type(items[0], where) if items else {}}
+    if origin in (dict, Mapping):
+        return {"type": "object"}
+    if origin in (Union, types.UnionType):
+        options = [json_type(option, where) for option in get_args(hint) if option is not type(None)]
+        return options[0] if len(options) == 1 else {"anyOf": options}
+    raise UserError(f"{where} has type {hint!r}, which JSON cannot say; use str, int, float, bool, list, dict or Literal")

@@ -1,0 +1,196 @@
+"""`Search`: the documents of a corpus that fit a query best, by BM25.
+
+The index is SQLite's FTS5, in memory and immutable. Of three that were measured on the 2,214 documents of the bundled
+atlas (one core of an AMD EPYC, CPU time) it needs no further package, takes 15 ms to build where bm25s takes 33, and finds
+as much; bm25s answers a sentence in 60 us whatever its words, FTS5 in 0.4 ms where common words match most documents.
+A query that is a title, which is what agents mostly send, costs 2 us in either case: those documents come first, without
+a look at the index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sqlite3
+import threading
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from agentrl.errors import UserError
+from agentrl.tool import ToolOutput
+
+TITLE_WEIGHT = 10.0
+"""A word in the title counts as this many in the text."""
+LOOP_LIMIT = 5000
+"""A corpus of more documents is searched in a thread, so that a query of common words does not hold up the event loop."""
+NOTHING = "no document"
+"""What the model reads when nothing fits."""
+STOP_WORDS = frozenset(
+    "a an and are as at be by did do does for from had has have how i in into is it its of on or that the their there these "
+    "this to was were what when where which who whom whose why will with would you".split()
+)
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a corpus."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Search:
+    """A tool, `search(query)`: the `top_k` best documents of a corpus.
+
+    The corpus is a JSONL file with {"title", "text"} and maybe "id" on each line, or such mappings. Without an id the title
+    is the id (a repeated one gets #2, #3 ...). Documents whose title is the query come first (then those that differ from it
+    by case, accents or blanks), then the rest by BM25 over the query's words, ties by id; so the answer depends on corpus and query alone.
+    `max_chars` cuts each document. One object serves any number of agents, threads and event loops. Raises `UserError` for
+    a missing or empty corpus and for a malformed line, with its number.
+    """
+
+    name = "search"
+    idempotent = True
+
+    def __init__(self, corpus: str | Path | Sequence[Mapping[str, Any]], *, top_k: int = 1, max_chars: int = 2000) -> None:
+        if top_k < 1 or max_chars < 1:
+            raise UserError(f"Search needs top_k >= 1 and max_chars >= 1, got top_k={top_k}, max_chars={max_chars}")
+        self.top_k = top_k
+        self.max_chars = max_chars
+        if isinstance(corpus, (str, Path)):
+            self._index = _index_of(Path(corpus))
+        else:
+            self._index = _Index(_documents([(f"document {at}", entry) for at, entry in enumerate(corpus)], "the given corpus"))
+
+    def __len__(self) -> int:
+        return len(self._index.documents)
+
+    def find(self, query: str) -> list[Document]:
+        """The documents that the tool would give for `query`, best first."""
+        return self._index.find(query, self.top_k)
+
+    async def __call__(self, query: str) -> ToolOutput:
+        """Search the documents for `query`, a name or a few words, and return the ones that fit best."""
+        if len(self) <= LOOP_LIMIT or self._index.by_title(query):
+            found = self.find(query)
+        else:
+            found = await asyncio.to_thread(self.find, query)
+        return ToolOutput(self.render(found), data={"documents": [document.id for document in found]})
+
+    def render(self, found: Sequence[Document]) -> str:
+        """What the model reads of the documents: of each its title, then its text."""
+        texts = [f"{document.title}\n{document.text}" for document in found]
+        return "\n\n".join(text if len(text) <= self.max_chars else text[: self.max_chars] + "…" for text in texts) or NOTHING
+
+
+class _Index:
+    """Titles by their folded form, and an FTS5 table that is filled at the first query that is no title."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+        self._titles: dict[str, list[Document]] = {}
+        for document in documents:
+            self._titles.setdefault(fold(document.title), []).append(document)
+        self._lock = threading.Lock()
+        self._table: sqlite3.Connection | None = None
+        self._by_row: list[Document] = []
+        self._common: frozenset[str] = frozenset()
+
+    def by_title(self, query: str) -> list[Document]:
+        same = self._titles.get(fold(query), [])
+        return same if len(same) < 2 else sorted(same, key=lambda document: document.title != query)
+
+    def find(self, query: str, top_k: int) -> list[Document]:
+        exact = self.by_title(query)[:top_k]
+        words = list(dict.fromkeys(_WORD.findall(unicodedata.normalize("NFC", query))))
+        if len(exact) == top_k or not words:
+            return exact
+        with self._lock:
+            table = self._open()
+            # FTS5 gives a word of most documents a weight of nearly nothing, at the price of scoring them all.
+            telling = [word for word in words if not {fold(word)} & (STOP_WORDS | self._common)] or words
+            # Quoted, no word is read as FTS5 syntax; \w leaves no quote inside one.
+            match = " OR ".join(f'"{word}"' for word in telling)
+            found = "SELECT rowid FROM documents WHERE documents MATCH ? ORDER BY rank, rowid LIMIT ?"
+            rows = table.execute(found, (match, top_k + len(exact))).fetchall()
+        ranked = (self._by_row[row] for (row,) in rows)
+        return (exact + [document for document in ranked if document not in exact])[:top_k]
+
+    def _open(self) -> sqlite3.Connection:
+        if self._table is None:
+            # One statement at a time, from whichever thread holds the lock.
+            table = sqlite3.connect(":memory:", check_same_thread=False)
+            table.execute("CREATE VIRTUAL TABLE documents USING fts5(title, text, tokenize='unicode61 remove_diacritics 2')")
+            table.execute(f"INSERT INTO documents (documents, rank) VALUES ('rank', 'bm25({TITLE_WEIGHT})')")
+            self._by_row = sorted(self.documents, key=lambda document: document.id)
+            rows = ((row, document.title, document.text) for row, document in enumerate(self._by_row))
+            table.executemany("INSERT INTO documents (rowid, title, text) VALUES (?, ?, ?)", rows)
+            table.execute("CREATE VIRTUAL TABLE words USING fts5vocab(documents, row)")
+            most = table.execute("SELECT term FROM words WHERE doc * 2 > ?", (len(self.documents),))
+            self._common = frozenset(term for (term,) in most)
+            self._table = table
+        return self._table
+
+
+def fold(text: str) -> str:
+    """The text without case, accents and needless blanks."""
+    if not text.isascii():
+        text = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    return " ".join(text.casefold().split())
+
+
+def _index_of(path: Path) -> _Index:
+    """The index of a file as it is now; agents that search the same file share one."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"corpus {str(path)!r} cannot be read ({error.strerror}); give a JSONL file") from error
+    return _cached_index(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=8)
+def _cached_index(path: str, changed: int, size: int) -> _Index:
+    del changed, size
+    entries: list[tuple[str, Any]] = []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    entries.append((f"{path}:{number}", _parsed(line, f"{path}:{number}")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"corpus {path!r} cannot be read ({error}); give a JSONL file in UTF-8") from error
+    return _Index(_documents(entries, f"corpus {path!r}"))
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(f'{where} is no JSON ({error}); each line must be {{"title": ..., "text": ...}}') from error
+
+
+def _documents(entries: Sequence[tuple[str, Any]], what: str) -> tuple[Document, ...]:
+    """The documents of (where, entry) pairs, checked."""
+    if not entries:
+        raise UserError(f'{what} has no documents; each needs {{"title": ..., "text": ...}}')
+    found: dict[str, Document] = {}
+    for where, entry in entries:
+        fields = entry if isinstance(entry, Mapping) else {}
+        title, text = fields.get("title"), fields.get("text")
+        if not isinstance(title, str) or not isinstance(text, str):
+            raise UserError(f'{where} must be {{"title": text, "text": text, "id": optional}}, got {str(entry)[:80]}')
+        given = fields.get("id")
+        name = title if given is None else str(given)
+        if given is not None and name in found:
+            raise UserError(f"{where} has the id {name!r} of an earlier document; ids must differ")
+        if name in found:
+            name = next(f"{title}#{count}" for count in range(2, len(found) + 3) if f"{title}#{count}" not in found)
+        found[name] = Document(name, title, text)
+    return tuple(found.values())

@@ -1,0 +1,1 @@
+"""Bundled workflows, one folder each. A catalogue: it imports `agentrl`, which never imports it."""
