@@ -24,7 +24,7 @@ recorded value (`Failure`), which never cancels a sibling and never enters a bas
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
@@ -129,7 +129,7 @@ class LearnerError(AgentRLError):
 
 
 @contextmanager
-def boundary(kind: type[AgentRLError], what: str) -> Iterator[None]:
+def boundary(kind: type[AgentRLError], what: str) -> Generator[None]:
     """Names the culprit: whatever escapes the block leaves as `kind`, its cause chained.
 
     Errors that already carry a culprit pass unchanged, and so does everything that is no `Exception`
@@ -163,7 +163,7 @@ class capture:
 
 
 @contextmanager
-def unwrapped() -> Iterator[None]:
+def unwrapped() -> Generator[None]:
     """Out of a group of errors that ends the block comes the first that names a culprit, its fellows chained."""
     try:
         yield

@@ -32,19 +32,6 @@ class EvalResult:
     groups: tuple[Group, ...]
 
 
-def models_of(experiment: Experiment[Any, Any], policies: str | Path | None) -> dict[str, Path]:
-    """Where each policy's weights are: a run's last checkpoints, a model folder, or what the experiment says."""
-    if policies is None:
-        return {name: Path(policy.model) for name, policy in experiment.by_name.items()}
-    folder = Path(policies)
-    if (folder / "experiment.json").is_file():
-        run = Run.find(folder)
-        return {name: run.latest(policy) for name, policy in experiment.by_name.items()}
-    if (folder / "config.json").is_file():
-        return dict.fromkeys(experiment.by_name, folder)
-    raise UserError(f"{folder} is neither a run nor a model folder; give the --out of a training or a folder with config.json")
-
-
 async def evaluate(
     experiment: Experiment[Any, Any],
     *,
@@ -57,7 +44,7 @@ async def evaluate(
     if not len(chosen):
         raise UserError("there are no tasks to evaluate on: Experiment(..., held_out=...)")
     with unwrapped():
-        async with Runtime(experiment, models=models_of(experiment, policies)) as runtime:
+        async with Runtime(experiment, policies=policies) as runtime:
             episodes = await _run_all(runtime, chosen, "eval", greedy=greedy)
     groups = tuple(Group(e.group, e.task, (e,), 1) for e in episodes)
     numbers = success_of(groups)
@@ -98,7 +85,7 @@ async def rollout(
             store = None
             if out is not None:
                 store = stack.enter_context(SQLiteStore(make_folder(out) / "store.db"))
-            runtime = Runtime(experiment, store=store, models=models_of(experiment, policies))
+            runtime = Runtime(experiment, store=store, policies=policies)
             async with runtime:
                 episodes = await _run_all(runtime, chosen, "rollout", greedy=False)
             if store is not None:
@@ -156,7 +143,7 @@ async def fork(experiment: Experiment[Any, Any], run: str | Path, episode: str, 
         cut = cut_after(store.journal(episode), stored, after_turn)
         task = task_from_json(experiment.workflow, stored.task)
         members = sum(1 for head in store.heads() if head.fork_of == episode)
-        async with Runtime(experiment, store=store, models=models_of(experiment, run), lineage=folder.lineage) as runtime:
+        async with Runtime(experiment, store=store, policies=run, lineage=folder.lineage) as runtime:
             return await runtime.fork(task, stored, cut, group=f"{stored.group}+fork", member=members)
 
 

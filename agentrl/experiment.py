@@ -70,7 +70,7 @@ class Experiment(Generic[TaskT, OutputT]):
     """How many of `held_out`; None = all."""
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
-    threads: int = 2
+    threads: int = 1
     """Torch threads of engine and learner; part of what must be equal for equal bits."""
     microbatch_tokens: int = 8192
     limits: Limits = field(default_factory=Limits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from agentrl.experiment import Experiment
 from agentrl.learning.contract import StepStats
 from agentrl.metrics import Sink, StepMetrics
 
-_STAGES = ("rollout", "credit", "learn", "publish", "evaluate", "store")
+_STAGES: tuple[str, ...] = ("rollout", "credit", "learn", "publish", "evaluate", "store")
 
 
 class Meter:
@@ -26,11 +26,11 @@ class Meter:
         self._first = batch
         self._began = self._last = time.monotonic()
         self._cpu = time.process_time()
-        self._seconds = dict.fromkeys(_STAGES, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
         self._evaluation: dict[str, float] = {}
 
     @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
+    def time(self, stage: str) -> Generator[None]:
         """Adds the block's seconds to a stage."""
         began = time.monotonic()
         try:
@@ -67,6 +67,11 @@ class Meter:
         self._evaluation = {}
         self._seconds = dict.fromkeys(_STAGES, 0.0)
         self._write(batch, values)
+
+    def close(self) -> None:
+        """Closes the sinks."""
+        for sink in self._sinks:
+            sink.close()
 
     def _write(self, batch: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:

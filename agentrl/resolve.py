@@ -52,7 +52,7 @@ SHARED_ACRONYMS: Mapping[str, tuple[str, ...]] = {
         "spo_single_stream (Single-stream Policy Optimization, arXiv 2509.13232)",
     ),
     "srpo": (
-        "srpo_self_referential (Self-Referential Policy Optimization, arXiv 2511.15605)",
+        "srpo_self_referential (Self-Referential Policy Optimization, for vision-language-action models)",
         "srpo_resampling (two-Staged history-Resampling Policy Optimization, arXiv 2504.14286)",
     ),
 }
@@ -131,7 +131,7 @@ def module_name(file: Path) -> tuple[str, Path]:
         root = root.parent
     if len(parts) > 1:
         return ".".join(parts), root
-    taken = sys.modules[file.stem] if file.stem in sys.modules else None
+    taken = sys.modules.get(file.stem)
     if file.stem in sys.stdlib_module_names or (taken is not None and _file_of(taken) != file) or not file.stem.isidentifier():
         digest = hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()
         return f"{''.join(sign if sign.isalnum() else '_' for sign in file.stem)}_{digest}", root

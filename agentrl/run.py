@@ -21,10 +21,11 @@ from agentrl.config import difference, experiment_json
 from agentrl.effect import digest_request
 from agentrl.engines.contract import EngineInfo
 from agentrl.errors import LearnerError, UserError
-from agentrl.experiment import Experiment, Policy
+from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
 from agentrl.learning.replay import from_stored
 from agentrl.runtime import faults
+from agentrl.runtime.policies import checkpoints
 from agentrl.store.contract import Store, StoredStep
 from agentrl.store.sqlite import SQLiteStore
 
@@ -91,7 +92,7 @@ class Run:
 
     def checkpoints(self, policy: str) -> list[Path]:
         """The policy's checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints" / policy).glob("step-*[0-9]"))
+        return checkpoints(self.folder, policy)
 
     def save(self, policy: str, learner: Learner, batch: int, keep: int) -> Path:
         """Saves the learner as it is before batch `batch`; older checkpoints beyond `keep` go."""
@@ -102,10 +103,6 @@ class Run:
         for old in self.checkpoints(policy)[:-keep]:
             shutil.rmtree(old)
         return folder
-
-    def latest(self, policy: Policy) -> Path:
-        """The newest weights of a policy: its last checkpoint, else the model it starts from."""
-        return next(iter(reversed(self.checkpoints(policy.name))), Path(policy.model))
 
 
 def restore(run: Run, store: Store, learners: Mapping[str, Learner]) -> tuple[int, Any]:

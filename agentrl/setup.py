@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
+from agentrl.metrics import JSONL, Console, Sink, TensorBoard
 from agentrl.tasks import TaskSource, Uniform
 
 
@@ -65,3 +67,11 @@ def open_source(experiment: Experiment[Any, Any]) -> TaskSource[Any]:
     """The experiment's task source, or its tasks one after the other, shuffled every epoch."""
     tasks = experiment.tasks
     return tasks if not isinstance(tasks, Sequence) else Uniform(tasks, seed=experiment.seed)
+
+
+def open_sinks(experiment: Experiment[Any, Any], folder: Path) -> list[Sink]:
+    """A table for people, metrics.jsonl, and TensorBoard where it is installed."""
+    sinks: list[Sink] = [Console(steps=experiment.steps), JSONL(folder / "metrics.jsonl")]
+    if importlib.util.find_spec("tensorboardX") is not None:
+        sinks.append(TensorBoard(folder / "tensorboard"))
+    return sinks

@@ -13,7 +13,7 @@ import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from agentrl.episode import EMPTY_MAP
@@ -102,7 +102,7 @@ def as_tool(value: Any) -> Tool:
     if not callable(value):
         raise UserError(f"a tool must be a function, a callable object or a Tool, got {value!r}")
     target: Any = value if inspect.isroutine(value) else type(value).__call__
-    name: str = getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)
+    name = str(getattr(value, "name", "") or getattr(value, "__name__", "") or type(value).__name__)
     doc = inspect.getdoc(target) or inspect.getdoc(value) or ""
     if not doc:
         raise UserError(f"tool {name} has no docstring; the model reads it to know when to call the tool")
@@ -127,8 +127,6 @@ def tool(**limits: Any) -> Callable[[Callable[..., Awaitable[Any]]], Tool]:
     """A decorator that sets limits: `@tool(timeout=5, retries=2)`."""
 
     def wrap(function: Callable[..., Awaitable[Any]]) -> Tool:
-        from dataclasses import replace
-
         return replace(as_tool(function), **limits)
 
     return wrap

@@ -31,7 +31,7 @@ from agentrl.metrics import Sink
 from agentrl.run import Run, restore
 from agentrl.runtime import faults
 from agentrl.runtime.runtime import Runtime
-from agentrl.setup import check, open_learners, open_source
+from agentrl.setup import check, open_learners, open_sinks, open_source
 from agentrl.store.contract import StoredStep
 from agentrl.tasks.contract import TaskSource
 
@@ -53,7 +53,7 @@ async def train(
     experiment: Experiment[Any, Any],
     *,
     out: str | Path,
-    sinks: Sequence[Sink] = (),
+    sinks: Sequence[Sink] | None = None,
     stop: asyncio.Event | None = None,
     fresh: bool = False,
     target: str = "",
@@ -61,7 +61,7 @@ async def train(
 ) -> TrainResult:
     """Trains until `experiment.steps` batches are learned, or `stop` is set; called again, goes on where it was.
 
-    Raises `UserError` for what cannot run (before the first token), `RunLocked` if another process trains in `out`.
+    `sinks` None = a table on the terminal, metrics.jsonl and TensorBoard in the run. Raises `UserError` for what cannot run (before the first token), `RunLocked` if another process trains in `out`.
     """
     check(experiment)
     run = Run.create(Path(out), experiment, target=target, settings=settings, fresh=fresh)
@@ -74,7 +74,8 @@ async def train(
             batch, state = await asyncio.to_thread(restore, run, store, learners)
             if state is not None:
                 source.load(state)
-            meter = Meter(experiment, sinks, batch)
+            meter = Meter(experiment, open_sinks(experiment, run.folder) if sinks is None else sinks, batch)
+            stack.callback(meter.close)
             runtime = await stack.enter_async_context(Runtime(experiment, store=store, lineage=run.lineage))
             run.note_engine(runtime.engine.info)
             await publish(runtime, learners)

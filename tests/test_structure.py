@@ -16,7 +16,11 @@ CATALOGUES = ("agentrl_tools", "agentrl_sandboxes", "agentrl_workflows")
 MODULES = sorted(LIBRARY.rglob("*.py"))
 ALL_CODE = [
     *MODULES,
-    *sorted(path for folder in ("tools", "sandboxes", "workflows", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")),
+    *sorted(
+        path
+        for folder in ("tools", "sandboxes", "workflows", "benchmarks", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+    ),
 ]
 
 # from the top of the house to its ground; a module may import its own floor and those below
@@ -28,7 +32,21 @@ FLOORS = (
     ("runtime", "config", "resolve", "metrics", "testing"),
     ("experiment",),
     ("team", "agent", "toolcall", "workflow"),
-    ("context", "rendering", "tool", "sandbox", "engines", "store", "tasks", "rollout", "credit", "objectives", "learning", "limits", "transformer"),
+    (
+        "context",
+        "rendering",
+        "tool",
+        "sandbox",
+        "engines",
+        "store",
+        "tasks",
+        "rollout",
+        "credit",
+        "objectives",
+        "learning",
+        "limits",
+        "transformer",
+    ),
     ("episode", "effect", "errors"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -84,7 +102,9 @@ def test_tasks_live_in_groups_and_errors_are_named(path: Path) -> None:
             assert caught not in ("", "Exception", "BaseException") or allowed, f"{path.name}:{node.lineno} catches everything"
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in ("asyncio.gather", "asyncio.create_task", "asyncio.ensure_future"), f"{path.name}:{node.lineno} {called}"
+            assert called not in ("asyncio.gather", "asyncio.create_task", "asyncio.ensure_future"), (
+                f"{path.name}:{node.lineno} {called}"
+            )
 
 
 def test_importing_agentrl_is_light() -> None:
@@ -93,7 +113,9 @@ def test_importing_agentrl_is_light() -> None:
         "heavy = [m for m in ('torch', 'transformers', 'aiohttp', 'tokenizers', 'matplotlib', 'rich') if m in sys.modules]; "
         "print(spent, heavy)"
     )
-    best = min(float(run.split()[0]) for run in (subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(3)))
+    best = min(
+        float(run.split()[0]) for run in (subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(3))
+    )
     heavy = subprocess.check_output([sys.executable, "-c", code], text=True).split(maxsplit=1)[1].strip()
     assert heavy == "[]", f"import agentrl loads {heavy}"
     assert best < 0.3, f"import agentrl takes {best:.2f} CPU-seconds"

@@ -6,7 +6,7 @@ from agentrl.credit.gigpo import GiGPO
 from agentrl.credit.grpo import GRPO
 from agentrl.credit.statistics import combine, normalise, returns, totals
 
-ESTIMATORS: dict[str, type[GRPO] | type[GiGPO]] = {"gigpo": GiGPO, "grpo": GRPO}
+ESTIMATORS: dict[str, type[Estimator]] = {"gigpo": GiGPO, "grpo": GRPO}
 """By the short name that the command line and run folders use."""
 
 __all__ = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,6 @@ class Credit:
 class Estimator(Protocol):
     """Batch -> credit. A frozen dataclass with its own numbers as fields."""
 
-    @property
-    def needs(self) -> Needs: ...
+    needs: ClassVar[Needs]
 
     def __call__(self, batch: Batch) -> Credit: ...

@@ -153,7 +153,8 @@ class LocalLearner:
         return rows
 
     def _layout(self, rows: Sequence[Row]) -> Plan:
-        layout = plan(self._checked(rows), self.microbatch_tokens)
+        apart = getattr(self.objective, "idle_at_zero", False)
+        layout = plan(self._checked(rows), self.microbatch_tokens, idle_apart=apart)
         for ids in (layout.entries.target, *(microbatch.ids for microbatch in layout.microbatches)):
             if len(ids):
                 check_ids(ids.astype(np.int32), self.config.vocab_size, f"policy {self.policy!r}")
@@ -162,14 +163,18 @@ class LocalLearner:
     def _gradients(self, layout: Plan, rows: Sequence[Row], clock: _Clock) -> tuple[float, dict[str, float]]:
         """Puts the gradient of the objective on the weights; gives the loss and the objective's metrics.
 
-        The objective sees all entries at once. With several microbatches their log-probs are first made without gradient, and
-        made again one by one to carry the objective's gradient back: exact, in the memory of one.
+        The objective sees all entries at once. If there is one microbatch to learn from, its graph is kept. The log-probs of
+        all others are first made without gradient, and made again one by one if the objective has a gradient for them to carry
+        back: exact, in the memory of one.
         """
         for tensor in self._weights.values():
             tensor.grad = None
-        single = len(layout.microbatches) == 1
-        with torch.set_grad_enabled(single):
-            scores = [self._score(microbatch) for microbatch in layout.microbatches]
+        live = [microbatch for microbatch in layout.microbatches if not microbatch.idle]
+        kept = live[0] if len(live) == 1 else layout.microbatches[0] if len(layout.microbatches) == 1 else None
+        scores: list[tuple[Tensor, ...]] = []
+        for microbatch in layout.microbatches:
+            with torch.set_grad_enabled(microbatch is kept):
+                scores.append(self._score(microbatch))
         scored = torch.from_numpy(layout.scored)
         leaves = [torch.cat(column).detach().double().requires_grad_() for column in zip(*scores, strict=True)]
         clock.lap("forward")
@@ -187,10 +192,10 @@ class LocalLearner:
             raise LearnerError(self._blame("the objective's gradient is not finite", layout, rows, [g[scored] for g in found]))
         pieces = zip(*(grad.split([len(m.targets) for m in layout.microbatches]) for grad in found), strict=True)
         for microbatch, score_of, grads in zip(layout.microbatches, scores, pieces, strict=True):
-            if not single and not any(bool(grad.any()) for grad in grads):
-                continue  # nothing to carry back
+            if not any(bool(grad.any()) for grad in grads):
+                continue
             with torch.enable_grad():
-                outputs = score_of if single else self._score(microbatch)
+                outputs = score_of if microbatch is kept else self._score(microbatch)
             torch.autograd.backward(outputs, [g.to(output.dtype) for g, output in zip(grads, outputs, strict=True)])
         clock.lap("backward")
         return value, dict(metrics)

@@ -76,6 +76,8 @@ class Microbatch:
     """(U,) the token that predicts each scored token."""
     targets: Ints
     temperatures: Floats
+    idle: bool
+    """Whether no row in it has an advantage other than 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,17 +95,26 @@ class Plan:
         return sum(len(microbatch.ids) for microbatch in self.microbatches)
 
 
-def plan(rows: Sequence[Row], budget: int, bucket_growth: float = BUCKET_GROWTH) -> Plan:
-    """Lays out the rows in microbatches of at most `budget` unique tokens (a longer path stands alone)."""
+def plan(rows: Sequence[Row], budget: int, growth: float = BUCKET_GROWTH, *, idle_apart: bool = False) -> Plan:
+    """Lays out the rows in microbatches of at most `budget` unique tokens (a longer path stands alone).
+
+    With `idle_apart`, rows whose advantages are all 0 come after the others, in microbatches of their own.
+    """
     entries, paths = _entries(rows)
+    live = np.zeros(len(rows), dtype=np.bool_)
+    np.logical_or.at(live, entries.path, entries.advantage != 0)
+    filled = [path for path in range(len(rows)) if len(paths[path])]
+    parts = [[path for path in filled if live[path] == wanted] for wanted in (True, False)] if idle_apart else [filled]
     microbatches: list[Microbatch] = []
     scored = np.zeros(len(entries), dtype=np.int64)
     before = 0
-    for members, shared in _split(paths, budget):
-        microbatch, chosen, where = _pack(entries, paths, members, shared, bucket_growth)
-        scored[chosen] = where + before
-        before += len(microbatch.targets)
-        microbatches.append(microbatch)
+    for part in parts:
+        for members, shared in _split(paths, part, budget):
+            idle = not live[members].any()
+            microbatch, chosen, where = _pack(entries, paths, members, shared, growth, idle)
+            scored[chosen] = where + before
+            before += len(microbatch.targets)
+            microbatches.append(microbatch)
     return Plan(entries, tuple(microbatches), scored, len(rows))
 
 
@@ -181,11 +192,9 @@ def _joined(parts: Sequence[npt.NDArray[Any]]) -> Floats:
     return np.concatenate(parts, dtype=np.float64) if parts else np.zeros(0)
 
 
-def _split(paths: Sequence[IntArray], budget: int) -> Iterator[tuple[list[int], list[int]]]:
+def _split(paths: Sequence[IntArray], part: Sequence[int], budget: int) -> Iterator[tuple[list[int], list[int]]]:
     """For each microbatch its paths in sorted order, and how many tokens each shares with the one before it there."""
-    order = sorted(
-        (path for path in range(len(paths)) if len(paths[path])), key=lambda path: paths[path].astype(">i4").tobytes()
-    )
+    order = sorted(part, key=lambda path: paths[path].astype(">i4").tobytes())
     members: list[int] = []
     shared: list[int] = []
     total = 0
@@ -208,7 +217,12 @@ def _common_prefix(one: IntArray, other: IntArray) -> int:
 
 
 def _pack(
-    entries: EntryColumns, paths: Sequence[IntArray], members: Sequence[int], shared: Sequence[int], growth: float
+    entries: EntryColumns,
+    paths: Sequence[IntArray],
+    members: Sequence[int],
+    shared: Sequence[int],
+    growth: float,
+    idle: bool,
 ) -> tuple[Microbatch, Ints, Ints]:
     """A microbatch, the entries that it scores, and where among its scored tokens each of them stands."""
     tokens: dict[int, Ints] = {}  # path -> the token at each of its places
@@ -235,6 +249,7 @@ def _pack(
         scored_at=at[unique],
         targets=entries.target[chosen][unique],
         temperatures=entries.temperature[chosen][unique],
+        idle=idle,
     )
     return microbatch, chosen, where.reshape(-1)
 

@@ -47,10 +47,12 @@ def relearn(store: Store, policy: str, learner: Learner, *, until: int | None = 
     after each step are those of the run, to the bit, on the same machine with the same number of threads. With `until`, stops
     when the learner has made that many steps in all. `LearnerError` if a step began from other weights than the learner has.
     """
-    for step in store.steps(policy, after=learner.version.step - 2):  # whichever of its two versions a step is numbered by
+    # A batch of which no row was trained is a stored step without rows, and made no learner step: so a stored step's number is
+    # never below that of the version it began from.
+    for step in store.steps(policy, after=learner.version.step - 1):
         if until is not None and learner.version.step >= until:
             break
-        if step.before.step < learner.version.step:
+        if step.before.step < learner.version.step or not step.rows:
             continue
         if step.before != learner.version:
             raise LearnerError(

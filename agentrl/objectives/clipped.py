@@ -61,6 +61,11 @@ class Clipped:
         """Whether `Entries.entropy` must be there, with gradient."""
         return self.entropy != 0.0
 
+    @property
+    def idle_at_zero(self) -> bool:
+        """Whether tokens of advantage 0 have no gradient; a learner may then save itself their backward pass."""
+        return not self.kl and not self.entropy
+
     def __call__(self, entries: Entries) -> tuple[Tensor, Mapping[str, float]]:
         """The scalar to minimise, and metrics (see `docs/learning.md`)."""
         import torch

@@ -46,6 +46,12 @@ class Dialect:
     tool_role: bool
     system_role: bool
     lists_tools: bool
+    parts: bool
+    """Content is a list of parts (`{"type": "text", ...}`) and no string."""
+
+    def content(self, text: str) -> Any:
+        """Text in the form the template takes."""
+        return [{"type": "text", "text": text}] if self.parts else text
 
     def call_id(self, call_id: str) -> str:
         """The id in the form the template takes; the same id always gives the same form."""
@@ -67,7 +73,7 @@ class Dialect:
         """The mapping that the template reads. Text is shielded against forged control tokens."""
         own = message.role in ("assistant", "system")
         content = encoder.shield(message.content, own=own)
-        entry: dict[str, Any] = {"role": message.role, "content": content}
+        entry: dict[str, Any] = {"role": message.role, "content": self.content(content)}
         if message.role == "tool":
             entry["name"] = encoder.shield(message.name, own=False)
             entry["tool_call_id"] = self.call_id(encoder.shield(message.call_id, own=False))
@@ -105,27 +111,32 @@ def probe(template: ChatTemplate, args: Mapping[str, Any]) -> Dialect:
             return False
         return all(want in text for want in wanted)
 
-    user = {"role": "user", "content": "u"}
+    listed: Any = [{"type": "text", "text": SENTINEL}]
+    spoken = [{"role": "user", "content": SENTINEL}]
+    parts = not shows([SENTINEL], spoken) and shows([SENTINEL], [{"role": "user", "content": listed}])
+    user = {"role": "user", "content": [{"type": "text", "text": "u"}] if parts else "u"}
     calls, bare, nine = _call_form(shows, user)
-    blank = Dialect(calls, bare, nine, True, True, False, True, True, False)
+    blank = Dialect(calls, bare, nine, True, True, False, True, True, False, parts)
     requests = blank.template_calls([ToolRequest("one", {"a": "b"}, "call_0"), ToolRequest(SENTINEL, {"a": "b"}, "call_1")])
     caller = {"role": "assistant", "content": None if bare == "none" else "", "tool_calls": requests[:1]}
     if not calls:
-        caller = {"role": "assistant", "content": "a"}
-    result = {"role": "tool", "name": "one", "tool_call_id": requests[0]["id"], "content": SENTINEL}
+        caller = {"role": "assistant", "content": blank.content("a")}
+    result = {"role": "tool", "name": "one", "tool_call_id": requests[0]["id"], "content": blank.content(SENTINEL)}
     parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "d"}}, "required": ["a"]}
     spec = {"type": "function", "function": {"name": SENTINEL, "description": "d", "parameters": parameters}}
-    thought = {"role": "assistant", "content": "a", "reasoning_content": SENTINEL, "thinking": SENTINEL}
+    thought = {"role": "assistant", "content": blank.content("a"), "reasoning_content": SENTINEL, "thinking": SENTINEL}
     return Dialect(
         calls,
         bare,
         nine,
-        mixed=bool(calls) and shows([SENTINEL, "spoken"], [user, {**caller, "content": "spoken", "tool_calls": requests[1:]}]),
+        mixed=bool(calls)
+        and shows([SENTINEL, "spoken"], [user, {**caller, "content": blank.content("spoken"), "tool_calls": requests[1:]}]),
         several=bool(calls) and shows(["one", SENTINEL], [user, {**caller, "tool_calls": requests}]),
         reasoning=shows([SENTINEL], [user, thought]),
         tool_role=shows([SENTINEL], [user, caller, result]),
-        system_role=shows([SENTINEL], [{"role": "system", "content": SENTINEL}, user]),
+        system_role=shows([SENTINEL], [{"role": "system", "content": blank.content(SENTINEL)}, user]),
         lists_tools=shows([SENTINEL], [user], [spec]),
+        parts=parts,
     )
 
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 BREAK = "\ufdd0"
 
 SENTINEL = "zqSENTINELqz"
-"""Stands for what was sampled when a template is rendered: nothing that it would trim, split or escape. No message can hold it."""
+"""Stands for what was sampled when a template is rendered: nothing it would trim, split or escape. No message can hold it."""
 
 Value = TypeVar("Value")
 

@@ -76,7 +76,9 @@ def _add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None
     for number, entry in sorted(declared.items(), key=lambda item: int(item[0])):
         content = _content(entry)
         if tokenizer.token_to_id(content) is None:
-            flags = {name: entry[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in entry}
+            flags = {
+                name: entry[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in entry
+            }
             tokenizer.add_tokens([AddedToken(content, **flags)])
         if tokenizer.token_to_id(content) != int(number):
             raise UserError(

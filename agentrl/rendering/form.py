@@ -17,12 +17,10 @@ from agentrl.rendering.contract import Conversation, Message, ToolRequest
 from agentrl.rendering.dialect import RENDER_ERRORS, probe
 from agentrl.rendering.encoding import SENTINEL, Encoder
 from agentrl.rendering.jinja import ChatTemplate
-from agentrl.rendering.parsers import THINK, THOUGHT, Parser
+from agentrl.rendering.parsers import THINK, THOUGHT, CallWriter, Parser
 
 Entry: TypeAlias = "dict[str, Any]"
 
-USER: Entry = {"role": "user", "content": "u"}
-SAID: Entry = {"role": "assistant", "content": "a"}
 KINDS = 1024
 
 
@@ -60,6 +58,8 @@ class Form:
         self._default, self._with_tools = default, with_tools
         self._parser = parser
         self._args = args
+        self._user: Entry = {"role": "user", "content": self.dialect.content("u")}
+        self._said: Entry = {"role": "assistant", "content": self.dialect.content("a")}
         self._scenes: dict[tuple[object, ...], _Scene | None] = {}
 
     def render(self, conversation: Conversation, count: int | None = None, *, prompt: bool) -> str:
@@ -118,7 +118,9 @@ class Form:
 
     def end_of_turn(self) -> str:
         """The special token that the template writes behind an answer, or nothing."""
-        tail = self._tail([USER], {**SAID, "content": SENTINEL}, [], None, self._args, prompt=False)
+        tail = self._tail(
+            [self._user], {**self._said, "content": self.dialect.content(SENTINEL)}, [], None, self._args, prompt=False
+        )
         found = self.encoder.first_special(tail)
         return found[1] if found is not None and not tail[: found[0]].strip() else ""
 
@@ -158,13 +160,12 @@ class Form:
         """An assistant message whose parts the template cannot render, as the text that the parser would read."""
         content = message.content
         if message.tool_calls:
-            write = getattr(self._parser, "write", None)
-            if write is None:
+            if not isinstance(self._parser, CallWriter):
                 raise UserError(
                     f"this chat template cannot render the message's tool calls, and the parser {self._parser!r} has no "
                     "write(request); put the calls into the content, or use the parser 'hermes' or 'tags'"
                 )
-            written = [write(request) for request in message.tool_calls]
+            written = [self._parser.write(request) for request in message.tool_calls]
             content = "\n".join([content, *written] if content else written)
         if message.reasoning:
             content = f"{THINK}\n{message.reasoning}\n{THOUGHT}\n\n{content}"
@@ -198,7 +199,7 @@ class Form:
     def _stub(self, message: Message) -> Entry:
         """An assistant message of the same shape, the sentinel last in what the model writes."""
         if not message.tool_calls or not self.dialect.holds(message):
-            return {"role": "assistant", "content": SENTINEL}
+            return {**self._said, "content": self.dialect.content(SENTINEL)}
         requests = [*message.tool_calls[:-1], replace(message.tool_calls[-1], arguments={"a": SENTINEL})]
         content = None if self.dialect.bare_content == "none" else ""
         return {"role": "assistant", "content": content, "tool_calls": self.dialect.template_calls(requests)}
@@ -221,7 +222,7 @@ class Form:
             return self._set(self._entries(conversation.messages[: conversation.rendered - 1]), stub, after, tools, args)
         except UserError:
             # The template refuses what came to pass, such as an answer where it wants a call. The path holds it anyway.
-            return self._set([USER], stub, after, tools, args)
+            return self._set([self._user], stub, after, tools, args)
 
     def _set(
         self, before: Sequence[Entry], stub: Entry, after: Sequence[Entry], tools: list[Entry] | None, args: Mapping[str, Any]
@@ -237,8 +238,8 @@ class Form:
         """Two stub messages, if the template writes the same behind every other history that it accepts."""
         tools = self._tools(conversation)
         try:
-            scene = self._set([USER], stub, after, None, args)
-            text = self._tail([USER], stub, after, None, args, prompt=True)
+            scene = self._set([self._user], stub, after, None, args)
+            text = self._tail([self._user], stub, after, None, args, prompt=True)
         except UserError:
             return None
         real = self._entries(conversation.messages[: conversation.rendered - 1])
@@ -257,16 +258,16 @@ class Form:
 
     def _histories(self) -> Iterator[list[Entry]]:
         """What may stand before a sampled turn: a question, a finished exchange, rounds of tool calls."""
-        yield [USER]
-        yield [USER, SAID, USER]
+        yield [self._user]
+        yield [self._user, self._said, self._user]
         if not self.dialect.tool_role:
             return
-        call: Entry = dict(SAID)
+        call: Entry = dict(self._said)
         if self.dialect.calls:
             content = None if self.dialect.bare_content == "none" else ""
             requests = self.dialect.template_calls([ToolRequest("f", {"a": "b"}, "call_0")])
             call = {"role": "assistant", "content": content, "tool_calls": requests}
         result: Entry = {"role": "tool", "name": "f", "tool_call_id": self.dialect.call_id("call_0"), "content": "r"}
-        yield [USER, call, result]
-        yield [USER, call, result, SAID, USER]
-        yield [USER, call, result, call, result]
+        yield [self._user, call, result]
+        yield [self._user, call, result, self._said, self._user]
+        yield [self._user, call, result, call, result]

@@ -76,11 +76,10 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
-    environment.globals.update(raise_exception=_raise_exception, dict=_Dict(), namespace=_Namespace)
+    offered: dict[str, Any] = {"raise_exception": _raise_exception, "dict": _Dict(), "namespace": _Namespace}
+    environment.globals.update(offered)
     return environment
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from agentrl.rendering.folder import ModelFolder, read_folder
 from agentrl.rendering.form import Added, Form
 from agentrl.rendering.jinja import ChatTemplate
 from agentrl.rendering.parsers import PARSERS, THINK, Parser, detect_parser
+
+log = logging.getLogger(__name__)
 
 USAGE = "agentrl-1"
 """Changes when this package turns the same template and messages into other ids."""
@@ -61,10 +64,13 @@ class TemplateRenderer:
         self.parser = _choose_parser(parser, default.source + with_tools.source, folder)
         draft = Form(default, with_tools, Encoder(folder.tokenizer, literals, folder.stop_ids), self.parser, args)
         ending = folder.tokenizer.token_to_id(draft.end_of_turn())
-        self.stop_ids = tuple(dict.fromkeys([*([] if ending is None else [ending]), *folder.stop_ids]))
+        stops: list[int] = [*([] if ending is None else [ending]), *folder.stop_ids]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stops))
         self._encoder = Encoder(folder.tokenizer, literals, self.stop_ids)
         self._form = Form(default, with_tools, self._encoder, self.parser, args)
         self.dialect = self._form.dialect
+        if parser is None and self.dialect.calls and self.parser is PARSERS["tags"]:
+            log.warning("the chat template writes tool calls in a format that agentrl does not know; pass parser= to read them")
 
     @classmethod
     def from_folder(
@@ -175,18 +181,17 @@ class TemplateRenderer:
         if conversation.messages[done - 1].role != "assistant":
             return self._instead(conversation)
         added = self._form.behind(conversation)
-        stopped = path[-1] in self.stop_ids
-        if not stopped and self._ends_with(path, added.prompt):
+        if path[-1] not in self.stop_ids and self._ends_with(path, added.prompt):
             return self._instead(conversation)
-        begin = self._end_of_sample(added, stopped)
+        begin = self._end_of_sample(added, path[-1])
         text = added.text[begin:]
         ids, starts = self._encoder.encode(text, after=path[-1])
         marks = [(role, end - begin) for role, end in added.marks]
         return Rendered(len(path), token_ids(ids), _segments([*marks, ("generation", len(text))], starts, len(text)))
 
-    def _end_of_sample(self, added: Added, stopped: bool) -> int:
+    def _end_of_sample(self, added: Added, last: int) -> int:
         """Where that begins which the sample lacks: its end of turn, or what follows that if the sample has one."""
-        text, alone = added.text, added.alone
+        text, alone, stopped = added.text, added.alone, last in self.stop_ids
         found = self._encoder.first_stop(alone)
         if found is not None and text.startswith(alone[: found[0]]):
             ending = self._encoder.first_stop(text[found[0] :])
@@ -194,7 +199,10 @@ class TemplateRenderer:
                 return found[0] + (ending[1] if stopped else 0)
             return len(alone[: found[0]].rstrip())
         # No end-of-turn token: what closes the stand-in goes, white space stays, as it separates the messages.
-        return len(alone[: added.marks[0][1]].rstrip())
+        begin = len(alone[: added.marks[0][1]].rstrip())
+        # Some models stop by opening the next message themselves (GLM: <|user|>, <|observation|>).
+        opened = self._encoder.special.get(last, "") if stopped else ""
+        return begin + len(opened) if opened and text.startswith(opened, begin) else begin
 
     def _ends_with(self, path: Sequence[int], text: str) -> bool:
         ids, _ = self._encoder.encode(text)

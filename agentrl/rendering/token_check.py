@@ -14,7 +14,11 @@ from agentrl.rendering.contract import Conversation, Message, ToolRequest, ToolS
 from agentrl.rendering.dialect import Dialect
 from agentrl.rendering.template import TemplateRenderer
 
-QUERY = {"type": "object", "properties": {"query": {"type": "string", "description": "What to look for."}}, "required": ["query"]}
+QUERY = {
+    "type": "object",
+    "properties": {"query": {"type": "string", "description": "What to look for."}},
+    "required": ["query"],
+}
 SEARCH = ToolSpec("search", "Search the documents.", QUERY)
 
 
@@ -57,6 +61,8 @@ class TemplateReport:
             found.append("no stop token: sampling ends at the token limit alone")
         if not self.dialect.lists_tools:
             found.append("tools are not shown to the model: describe them in the system prompt")
+        if self.dialect.calls and self.parser == "tags":
+            found.append("the template writes tool calls in a format that agentrl does not know: pass a parser")
         if not self.dialect.tool_role:
             found.append("the template has no role 'tool': tool results are given as the user's messages")
         if not self.dialect.system_role:
@@ -65,7 +71,9 @@ class TemplateReport:
 
     def __str__(self) -> str:
         head = "append-only" if self.append_only else f"not append-only, {len(self.breaks)} breaks"
-        lines = [f"template {self.template_id[:8]}: {head}; parser {self.parser}; stops at {' '.join(self.stop_tokens) or 'nothing'}"]
+        lines = [
+            f"template {self.template_id[:8]}: {head}; parser {self.parser}; stops at {' '.join(self.stop_tokens) or 'nothing'}"
+        ]
         lines += [f"  {part.kind} ({part.case}): {part.before!r} became {part.after!r}" for part in self.breaks]
         lines += [f"  refused {reason}" for reason in self.refused]
         lines += [f"  warning: {warning}" for warning in self.warnings]
@@ -127,11 +135,9 @@ def _text_breaks(
         prompted, answered = text(index, True), text(index + 1, False)
         answered = _up_to_stop(renderer, answered)
         pairs: list[tuple[Literal["prompt", "history"], str, str]] = [("prompt", prompted, answered)]
-        pairs += [
-            ("history", answered, text(later, True))
-            for later in range(index + 2, len(messages) + 1)
-            if later == len(messages) or messages[later].role == "assistant"
-        ]
+        for later in range(index + 2, len(messages) + 1):
+            if later == len(messages) or messages[later].role == "assistant":
+                pairs.append(("history", answered, text(later, True)))
         for kind, before, after in pairs:
             if not after.startswith(before) and kind not in breaks:
                 at = max(0, shared_text(before, after) - 20)

@@ -1,7 +1,7 @@
 """One episode, from its head to its tail: the host of its journal.
 
-The workflow runs in the journal's own loop; its effects run here, as tasks of the runtime's group. Whatever goes wrong ends
-as a value: a status and whose fault it is.
+The workflow runs in the journal's own loop; its effects run here, as tasks of the runtime. Whatever goes wrong ends as a
+value: a status and whose fault it is.
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ from typing import Any, Literal, Protocol
 
 from agentrl.effect import Effect
 from agentrl.episode import Episode, Failure, Reward, Status
-from agentrl.errors import AgentRLError, EngineError, ReplayDiverged, RewardError, ToolError, UnknownEffect, capture, describe
+from agentrl.errors import (
+    AgentRLError,
+    EngineError,
+    ReplayDiverged,
+    RewardError,
+    ToolError,
+    UnknownEffect,
+    capture,
+    describe,
+)
+from agentrl.limits import Limits
 from agentrl.runtime import faults
 from agentrl.runtime.journal import Journal
-from agentrl.limits import Limits
-from agentrl.runtime.pending import Pending
+from agentrl.runtime.pending import NOTHING, Pending
+from agentrl.runtime.scope import EffectTasks, end_tasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail
 from agentrl.store.fold import fold, ledger_of
-from agentrl.workflow import Outcome, World
+from agentrl.workflow import Ask, World
 
 
 class Log(Protocol):
@@ -48,7 +58,7 @@ class Program:
 class Surroundings:
     """What all episodes of a runtime share."""
 
-    tasks: asyncio.TaskGroup
+    tasks: EffectTasks | asyncio.TaskGroup
     turnstile: Turnstile
     threads: DaemonThreads
     limits: Limits
@@ -76,44 +86,57 @@ class Execution:
         self._mode = mode
         self._deadline = deadline if deadline is not None else around.limits.deadline
         self._running: set[asyncio.Task[None]] = set()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._put_aside = False
         self.journal = Journal(head, record, self, mode=mode, strict=strict)
 
     async def run(self) -> tuple[tuple[Effect, ...], EpisodeTail]:
         """The journal and the tail. Cancelling this suspends the episode: a resume goes on from where it was."""
-        journal, limits = self.journal, self._around.limits
-        loop = asyncio.get_running_loop()
-        timers: list[asyncio.TimerHandle] = []
-
-        def overdue() -> None:
-            journal.interrupt("deadline", f"{self._deadline:g} s")
-            timers.append(loop.call_later(limits.grace, journal.suspend))
-
-        if self._deadline is not None and self._mode == "live":
-            timers.append(loop.call_later(max(0.0, self._deadline - journal.clock()), overdue))
-        journal.start(self._program.begin(journal))
+        journal, grace = self.journal, self._around.limits.grace
+        if self._deadline is not None:
+            left = max(0.0, self._deadline - journal.written.at()) if self._mode == "live" else self._deadline
+            self._timers.append(asyncio.get_running_loop().call_later(left, self._overdue))
         try:
+            journal.start(self._program.begin(journal.world))
             await asyncio.shield(journal.ended)
         except asyncio.CancelledError:
             journal.suspend()
-            await asyncio.wait([journal.ended], timeout=limits.grace)
+            await asyncio.wait([journal.ended], timeout=grace)
             raise
         finally:
-            for timer in timers:
-                timer.cancel()
-            journal.close()
-            if self._running:
-                await asyncio.wait(self._running, timeout=limits.grace)
-        tail = await self._end()
-        return tuple(journal.effects), tail
+            try:
+                await self._settle()
+            finally:
+                journal.close()
+        if self._put_aside:
+            raise asyncio.CancelledError(f"episode {self.head.id} was put aside with its runtime")
+        return tuple(journal.written.effects), await self._end()
+
+    async def _settle(self) -> None:
+        """Waits for the effects that run for nobody: what they cost belongs to the episode."""
+        for timer in self._timers:
+            timer.cancel()
+        self.journal.stop()
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=self._around.limits.grace)
+            await end_tasks(self._running, self._around.limits.grace)
 
     def cancel(self, reason: str) -> None:
         """Cancels the episode for good: recorded, its cleanup runs, it is not resumed."""
         self.journal.interrupt("cancel", reason)
-        asyncio.get_running_loop().call_later(self._around.limits.grace, self._give_up)
+        self._leave_after_grace()
 
-    def _give_up(self) -> None:
-        if not self.journal.ended.done():
-            self.journal.suspend()
+    def _overdue(self) -> None:
+        if self._mode == "live":
+            self.journal.interrupt("deadline", f"{self._deadline:g} s")
+            self._leave_after_grace()
+        else:
+            told = f"the replay waits since {self._deadline:g} s for sync code that came back when it was recorded"
+            self.journal.fail(ReplayDiverged(f"episode {self.head.id}: {told}"))
+
+    def _leave_after_grace(self) -> None:
+        grace = self._around.limits.grace
+        self._timers.append(asyncio.get_running_loop().call_later(grace, lambda: self.journal.suspend(final=True)))
 
     # --- the host of the journal -----------------------------------------------------------------------------------------
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -133,36 +156,68 @@ class Execution:
     def wake(self, journal: Journal) -> None:
         self._around.turnstile.wake(journal)
 
+    async def abandon(self, journal: Journal, pending: Pending) -> None:
+        ask = pending.ask
+        assert ask is not None and ask.abandon is not None
+        with capture() as caught:
+            await ask.abandon(journal.asked(pending))
+        if caught.error is not None:
+            pending.task.cancel()
+
     async def execute(self, journal: Journal, pending: Pending) -> None:
         ask = pending.ask
         assert ask is not None
-        attempt = 0
-        while True:
-            asked = journal.asked(pending, attempt)
-            if asked.resumed and not ask.idempotent:
-                what = f"{ask.kind} {ask.name!r} at {asked.id} ({ask.note})"
-                journal.fail(UnknownEffect(f"{what} was begun before a crash and may have happened; it is not idempotent"))
-                return journal.complete(pending, Outcome(), asyncio.CancelledError())
-            if ask.outlives and not asked.resumed and self._around.log is not None:
-                journal.intend(pending)
-                await self._around.log.flush()
-            faults.point(f"{ask.kind}.begun")
-            outcome = Outcome()
-            with capture() as caught:
-                try:
-                    outcome = await ask.run(asked)
-                except asyncio.CancelledError as error:
-                    ended = ToolError(f"{ask.kind} {ask.name!r} was cancelled from inside") if not pending.abandoned else error
-                    journal.complete(pending, Outcome(), ended)
+        with capture() as caught:
+            while not await self._attempt(journal, pending, ask):
+                await asyncio.sleep(self._around.limits.retry_wait * 2**pending.attempt)
+                pending.attempt += 1
+        if caught.error is not None:
+            journal.broke(caught.error)  # not the effect's own failure: the store's
+
+    async def _attempt(self, journal: Journal, pending: Pending, ask: Ask) -> bool:
+        """Runs the effect once; False = it failed in a way that may pass, and is tried again."""
+        asked = journal.asked(pending)
+        if ask.outlives and not await self._may_begin(journal, pending, ask, asked.resumed):
+            return True
+        faults.point(f"{ask.kind}.begun")
+        outcome = NOTHING
+        with capture() as caught:
+            try:
+                outcome = await ask.run(asked)
+            except asyncio.CancelledError as error:
+                if not pending.abandoned and isinstance(self._around.tasks, EffectTasks) and self._around.tasks.closing:
+                    self._put_aside = True
+                    journal.suspend()
                     raise
-            faults.point(f"{ask.kind}.done")
-            error = caught.error
-            if isinstance(error, EngineError) and error.retryable and attempt < ask.retries:
-                journal.lost(pending, attempt, outcome, error)
-                await asyncio.sleep(self._around.limits.retry_wait * 2**attempt)
-                attempt += 1
-                continue
-            return journal.complete(pending, outcome, error)
+                if not pending.abandoned:
+                    raise ToolError(f"{ask.kind} {ask.name!r} was cancelled from inside") from error
+                journal.complete(pending, NOTHING, error)
+                raise
+            except SystemExit as error:
+                raise ToolError(f"{ask.kind} {ask.name!r} called sys.exit({error.code})") from error
+        faults.point(f"{ask.kind}.done")
+        error = caught.error
+        if isinstance(error, EngineError) and error.retryable and pending.attempt < ask.retries and not pending.abandoned:
+            journal.written.lose(pending, NOTHING, error)
+            return False
+        journal.complete(pending, outcome, error)
+        return True
+
+    async def _may_begin(self, journal: Journal, pending: Pending, ask: Ask, resumed: bool) -> bool:
+        """Commits the intent of what outlives the process; what was begun before a crash must be idempotent."""
+        if resumed:
+            if not ask.idempotent:
+                journal.fail(UnknownEffect(f"{pending} was begun before a crash and may have happened; it is not idempotent"))
+            return ask.idempotent
+        if self._around.log is not None:
+            journal.written.intend(pending)
+            try:
+                await self._around.log.flush()
+            except asyncio.CancelledError as error:
+                if pending.abandoned:
+                    journal.complete(pending, NOTHING, error)  # so that the intent has an end: it was not begun
+                raise
+        return True
 
     # --- the end ---------------------------------------------------------------------------------------------------------
     async def _end(self) -> EpisodeTail:
@@ -178,6 +233,10 @@ class Execution:
         elif journal.interrupted is not None:
             status = "over_budget" if journal.interrupted == "deadline" else "cancelled"
             failure = Failure("runtime", f"{journal.interrupted}: {_reason(journal)}")
+            if root.done() and not root.cancelled() and root.exception() is None:
+                output, _ = _as_json(root.result())  # what it saved on its way out
+        elif journal.halted:
+            status, failure = "cancelled", Failure("replay", "the record ends here: the episode was stopped or cut off")
         elif not root.done() or root.cancelled():
             status, failure = "cancelled", Failure("workflow", "the workflow cancelled itself")
         elif (error := root.exception()) is not None:
@@ -186,12 +245,12 @@ class Execution:
         else:
             output, failure = _as_json(root.result())
             status = "done" if failure is None else "failed"
-        seconds = journal.effects[-1].at if journal.effects else 0.0
-        tail = EpisodeTail(status, output, ledger=ledger_of(journal.effects), failure=failure, seconds=seconds)
+        seconds = journal.written.effects[-1].at if journal.written.effects else 0.0
+        tail = EpisodeTail(status, output, ledger=ledger_of(journal.written.effects), failure=failure, seconds=seconds)
         return await self._rewarded(root.result() if status == "done" else None, tail)
 
     async def _rewarded(self, output: Any, tail: EpisodeTail) -> EpisodeTail:
-        effects = self.journal.effects
+        effects = self.journal.written.effects
         episode = fold(self.head, effects, tail)
         status = tail.status
         if status == "done" and any(reason == "context_overflow" for _, reason in episode.stops):
@@ -211,7 +270,7 @@ class Execution:
 
 
 def _reason(journal: Journal) -> str:
-    return next((str(effect.value) for effect in journal.effects if effect.kind == journal.interrupted), "")
+    return next((str(effect.value) for effect in journal.written.effects if effect.kind == journal.interrupted), "")
 
 
 def _as_json(output: Any) -> tuple[Any, Failure | None]:

@@ -28,9 +28,9 @@ def point(name: str) -> None:
         return
     wanted, count = _armed[0]
     if name == wanted:
-        _passed[name] = (_passed[name] if name in _passed else 0) + 1
+        _passed[name] = _passed.get(name, 0) + 1
         if _passed[name] == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-arm(os.environ["AGENTRL_FAULT"] if "AGENTRL_FAULT" in os.environ else "")
+arm(os.environ.get("AGENTRL_FAULT", ""))

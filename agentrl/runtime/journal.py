@@ -1,7 +1,7 @@
 """The journal of one episode: every effect, in order; crash resume, replay and fork are the same walk over it.
 
-    workflow (EpisodeLoop) ── issue ──> running on the real loop ── completes ──> arrived ── release, one at a time ──> workflow
-                                  └──> held, while the record lasts ── its recorded turn ──────┘
+    workflow ── asks ──> runs on the real loop ── completes ──> arrived ── handed in, one at a time ──> workflow
+                   └──> held, while the record lasts ── its recorded turn ──────────┘
 
 `activate` is the whole machine: let the workflow run until all of it waits, hand in the next completion, again. While the
 record lasts the next completion is the record's; an effect that the code asks for and the record lacks is held, for the
@@ -15,21 +15,27 @@ is over.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal
 
-from agentrl.effect import Effect, EffectKey, EffectKind, EffectStatus, derive_seed, digest_request
-from agentrl.errors import AgentRLError, ReplayDiverged, WorkflowError, record_error, recreate_error
-from agentrl.runtime.loop import BRANCH, EpisodeLoop
+from agentrl.effect import Effect, EffectKind, derive_seed
+from agentrl.errors import AgentRLError, ReplayDiverged, WorkflowError, describe, record_error, recreate_error
+from agentrl.runtime.loop import EpisodeLoop, EpisodeTask, EpisodeTimer
+from agentrl.runtime.pending import NOTHING, UNASKED, Host, Pending, Place
+from agentrl.runtime.record import SYNCHRONOUS, Record, said
+from agentrl.runtime.sync import SyncCode
+from agentrl.runtime.windup import WindUp
+from agentrl.runtime.world import EpisodeWorld
+from agentrl.runtime.written import Written
 from agentrl.store.contract import EpisodeHead
-from agentrl.runtime.pending import Host, Pending
-from agentrl.workflow import Ask, Asked, Outcome
+from agentrl.workflow import Asked, Outcome
 
-_UNASKED = b"\0" * 16
-_SYNCHRONOUS = ("reward", "note")
 _EXTERNAL = ("cancel", "deadline", "inbound")
+_TURNS = 64
+"""Completions handed in before another episode has its turn."""
+_DRAINS = 100
+"""Full drains without waiting for anything (a million callbacks) after which the workflow is taken to poll."""
 
 
 class Journal:
@@ -46,108 +52,34 @@ class Journal:
     ) -> None:
         self.head = head
         self.mode = mode
-        self._strict = strict
         self.fault: AgentRLError | None = None
         """What ended the episode against the workflow's will: a divergence or an effect of unknown outcome."""
         self.interrupted: EffectKind | None = None
+        self.halted = False
+        """A replay came to the end of a record that was cut off there, too."""
+        self.suspended = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.effects: list[Effect] = list(record)
-        self.loop = EpisodeLoop(self)
-        self.root: asyncio.Task[Any] | None = None
+        self.sync = SyncCode(self, host)
+        self.world = EpisodeWorld(self)
+        self.loop = EpisodeLoop(self.world)
+        self.root: EpisodeTask | None = None
         self.queued = False
-        self.waiting = 0
-        """Effects that run on the real loop now; for the view of what everyone waits on."""
+        self._strict = strict
         self._host = host
         self._real = asyncio.get_running_loop()
-        self._record = sorted(
-            (entry for entry in record if entry.completed >= 0 and entry.status != "lost"), key=lambda entry: entry.completed
-        )
-        self._recorded = {(entry.key.branch, entry.key.position): entry for entry in self._record}
-        ended = {(entry.key.branch, entry.key.position) for entry in record if entry.status != "intent"}
-        self._intents = {(e.key.branch, e.key.position) for e in record if e.status == "intent"} - ended
-        self._next = 0
-        self._used: set[tuple[str, int]] = set()
-        self._sequence = max((max(entry.issued, entry.completed) for entry in record), default=-1) + 1
-        self._pending: dict[tuple[str, int], Pending] = {}
-        self._timers: dict[asyncio.TimerHandle, Pending] = {}
+        self._record = Record(record)
+        self.written = Written(record, self._record, host.write)
+        self._winding: WindUp | None = None
+        self._pending: dict[Place, Pending] = {}
+        self._held: list[Pending] = []
         self._arrived: deque[Pending] = deque()
-        self._from_threads: dict[str, int] = {}
-        self._now = 0.0
-        self._base = max((entry.at for entry in record), default=0.0)
-        self._began = time.monotonic()
-        self._closing = False
-        self._suspended = False
-        self._halt = False
+        self.now = 0.0
+        """Seconds since the episode began, as the workflow may see them: when the last result came."""
+        self._drains = 0
+        self._interrupting = False
+        self.written.keeps_lost = mode == "live"
 
-    # --- what the workflow asks (World) ---------------------------------------------------------------------------------
-    @property
-    def episode(self) -> str:
-        return self.head.id
-
-    def now(self) -> float:
-        return self._now
-
-    def seed(self, *parts: str | int) -> int:
-        return derive_seed(self.head.seed, BRANCH.get().path, *parts)
-
-    async def perform(self, ask: Ask) -> Outcome:
-        pending = self._issue(ask.kind, ask.name, ask.request, ask.note)
-        pending.ask = ask
-        pending.future = self.loop.create_future()
-        self._begin(pending)
-        try:
-            await pending.future
-        except asyncio.CancelledError:
-            self._abandon(pending)
-            raise
-        assert pending.outcome is not None
-        _, outcome, error = pending.outcome
-        if error is not None:
-            raise error
-        return outcome
-
-    def record(self, kind: EffectKind, name: str, value: Any) -> None:
-        request = digest_request(kind, name, value)
-        pending = self._issue(kind, name, request, "")
-        if pending.place in self._recorded:
-            self._compare(self._recorded[pending.place], pending)
-            self._used.add(pending.place)
-        elif self.replaying:
-            self._diverge(f"the code records {_said(pending)}; the record holds no such effect there")
-        else:
-            self._write(pending, "ok", Outcome(value))
-
-    # --- what asyncio asks inside the episode (Outside) --------------------------------------------------------------------
-    def clock(self) -> float:
-        return self._now
-
-    def timer(self, handle: asyncio.TimerHandle) -> None:
-        pending = self._issue("timer", "timer", _UNASKED, "")
-        pending.handle = handle
-        self._timers[handle] = pending
-        self._begin(pending)
-
-    def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pending = self._timers.pop(handle, None)
-        if pending is not None:
-            pending.abandoned = True
-            self._pending.pop(pending.place, None)
-            self._stop(pending)
-
-    def thread(self, call: Callable[[], Any], name: str, executor: Any) -> asyncio.Future[Any]:
-        pending = self._issue("thread", name, digest_request(name), name)
-        pending.future = self.loop.create_future()
-        pending.thread = lambda: self._host.thread(call, executor)
-        self._begin(pending)
-        return pending.future
-
-    def from_thread(self, handle: asyncio.Handle) -> None:
-        self._real.call_soon_threadsafe(self._handed_in, handle)
-
-    def unhandled(self, context: dict[str, Any]) -> None:
-        self._real.call_exception_handler(context)
-
-    # --- driving -----------------------------------------------------------------------------------------------------------
+    # --- driving -----------------------------------------------------------------------------------------------------
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Begins the workflow; the turnstile does the rest."""
         self.root = self.loop.root(coroutine)
@@ -155,95 +87,100 @@ class Journal:
 
     def activate(self) -> bool:
         """Runs the workflow until it waits for the world (True) or has used its slice (False: call again)."""
-        while not self.ended.done():
-            if not self.loop.drain():
-                return False
-            if (self.fault is not None or self._halt) and not self._suspended:
-                self.suspend()
-            elif self._suspended:
-                self._end_suspended()
-            elif self.root is not None and self.root.done() and self._wind_up():
-                continue
-            elif self.ended.done() or not self._hand_in():
+        for _ in range(_TURNS):
+            if self.ended.done():
                 return True
-        return True
+            if self.suspended:
+                self._end_suspended()
+                return True
+            drained = self.loop.drain()
+            self._drains = 0 if drained else self._drains + 1
+            if self._drains >= _DRAINS:
+                self.fail(WorkflowError("the workflow runs on and on without waiting; await what it waits for, do not poll it"))
+            if self.fault is not None or self.halted:
+                self.suspend(final=True)
+            elif not drained:
+                return False
+            elif not (self._winds_up() or self._hand_in()):
+                return True
+        return False
 
     def interrupt(self, kind: Literal["cancel", "deadline"], reason: str) -> None:
         """The world cancels the episode: recorded, so that a replay is cancelled at the same place."""
-        if self.ended.done() or self.interrupted is not None:
+        if self._interrupting or self.interrupted is not None or self.ended.done():
             return
-        self.interrupted = kind
-        pending = Pending(EffectKey("", 0, -1), kind, kind, _UNASKED, reason)
-        pending.outcome = ("ok", Outcome(reason), None)
+        self._interrupting = True
+        pending = Pending(("", -1), kind, kind, UNASKED, reason)
+        pending.status, pending.outcome = "ok", Outcome(reason)
         self._arrived.append(pending)
         self._host.wake(self)
 
-    def suspend(self) -> None:
+    def suspend(self, *, final: bool = False) -> None:
         """Ends the workflow here without a word in the record, as a crash would; a resume goes on from it.
 
-        Its cleanup runs, but touches nothing: effects are refused.
+        Its cleanup runs, but touches nothing: effects are refused. `final` = there will be no resume: what is still paid for
+        the effects that run is recorded as lost.
         """
-        self._suspended = True
-        for pending in list(self._pending.values()):
-            self._stop(pending)
-        self._pending.clear()
-        for task in list(self.loop.tasks):
-            self.loop.cancel(task, "suspended")
+        if self.suspended or self.ended.done():
+            return
+        self.suspended = True
+        self.written.keeps_lost = final and self.mode == "live"
+        self.stop()
         self._host.wake(self)
 
-    def close(self) -> None:
-        """After the end: stops what still runs for nobody."""
-        for pending in list(self._pending.values()):
-            self._stop(pending)
-        self._pending.clear()
-        self.loop.close()
+    def broke(self, error: Exception) -> None:
+        """The journal itself cannot go on, as when the store refuses an effect."""
+        if self.fault is None:
+            self.fault = error if isinstance(error, AgentRLError) else AgentRLError(describe(error))
+        self.suspend()
+        if not self.ended.done():
+            self.ended.set_result(None)
 
-    @property
-    def replaying(self) -> bool:
-        """Whether the record still has something to hand back."""
-        record, used = self._record, self._used
-        while self._next < len(record):
-            entry = record[self._next]
-            if entry.kind not in _SYNCHRONOUS or (entry.key.branch, entry.key.position) not in used:
-                return True
-            self._next += 1
-        return False
+    def stop(self) -> None:
+        """Stops what runs for the workflow."""
+        pendings = list(self._pending.values())
+        self._pending.clear()
+        for pending in pendings:
+            pending.abandoned = True
+            self._stop(pending)
+
+    def close(self) -> None:
+        """After the end: nothing runs or is written any more."""
+        for pending in self._arrived:
+            if pending.ask is not None and not pending.delivered:
+                self.written.lose(pending, pending.outcome, pending.error)
+        self._arrived.clear()
+        self.written.keeps_lost = False
+        self.loop.close()
 
     def in_flight(self) -> list[str]:
         """Kind and name of what runs for this episode now."""
-        return [f"{p.kind} {p.name}" for p in self._pending.values() if p.task is not None and p.outcome is None]
+        return [f"{p.kind} {p.name}" for p in self._pending.values() if p.task is not None and p.status is None]
 
+    # --- what the host tells -----------------------------------------------------------------------------------------
     def complete(self, pending: Pending, outcome: Outcome, error: BaseException | None = None) -> None:
         """An effect has ended on the real loop."""
-        self.waiting -= 1
-        pending.outcome = ("error" if error is not None else "ok", outcome, error)
-        if pending.abandoned or self._suspended or self.ended.done():
-            if not self._suspended:
-                self._write(pending, "lost", outcome, error=error)
-            return
-        self._arrived.append(pending)
-        self._host.wake(self)
+        pending.status, pending.outcome, pending.error = "error" if error is not None else "ok", outcome, error
+        if pending.abandoned:
+            if pending.ask is not None:
+                self.written.lose(pending, outcome, error)
+        elif not self.ended.done():
+            self._arrived.append(pending)
+            self._host.wake(self)
 
-    def lost(self, pending: Pending, attempt: int, outcome: Outcome, error: BaseException) -> None:
-        """A failed attempt that will be made again: paid for, never handed back."""
-        if not self._suspended:
-            self._write(pending, "lost", outcome, attempt=attempt, error=error)
+    def lost(self, pending: Pending, error: BaseException) -> None:
+        """A failed attempt that will be made again: never handed back."""
+        self.written.lose(pending, NOTHING, error)
+        pending.attempt += 1
 
-    def intend(self, pending: Pending) -> None:
-        """Writes that something which outlives the process is about to begin."""
-        entry = Effect(
-            pending.key, pending.kind, pending.name, pending.request, pending.note, pending.issued, -1, self._at(), "intent"
-        )
-        self.effects.append(entry)
-        self._host.write(entry)
-
-    def asked(self, pending: Pending, attempt: int) -> Asked:
+    def asked(self, pending: Pending) -> Asked:
         """What an effect's `run` is told."""
-        key = pending.key
-        forced = self.head.fork_forced[str(key)] if str(key) in self.head.fork_forced else ()
-        seed = derive_seed(self.head.seed, key.branch, key.position)
-        resumed = (key.branch, key.position) in self._intents
-        return Asked(self.head.id, key.branch, key.position, seed, pending.issued_at, self._at, forced, resumed, attempt)
+        head = self.head
+        branch, position = pending.place
+        forced = head.fork_forced.get(f"{branch}:{position}", ()) if head.fork_forced else ()
+        seed = derive_seed(head.seed, branch, position)
+        resumed = pending.place in self._record.intents
+        return Asked(head.id, branch, position, seed, pending.issued_at, self.written.at, forced, resumed, pending.attempt)
 
     def fail(self, error: AgentRLError) -> None:
         """Ends the episode against the workflow's will; nothing it catches can hide it."""
@@ -251,203 +188,196 @@ class Journal:
             self.fault = error
         self._host.wake(self)
 
-    # --- inside ------------------------------------------------------------------------------------------------------------
-    def _issue(self, kind: EffectKind, name: str, request: bytes, note: str) -> Pending:
-        branch = BRANCH.get(None)
-        if branch is None:
-            raise WorkflowError(f"{kind} {name!r} was asked for outside the workflow's own tasks; use `team` only inside it")
-        if self._suspended:
-            raise asyncio.CancelledError("suspended")
-        return Pending(EffectKey(branch.path, 0, branch.next_position()), kind, name, request, note)
+    # --- what the workflow asks --------------------------------------------------------------------------------------
+    def made(self, pending: Pending, value: Any) -> Any:
+        """Writes a synchronous effect, or hands back what the record holds of it."""
+        entry = self._record.at(pending.place)
+        if entry is not None:
+            if self._differs(pending):
+                return value
+            self._record.made(pending.place)
+            return entry.value
+        if self._record.next() is None:
+            self.written.write(pending, "ok", Outcome(value))
+        else:
+            self._diverge(f"the code records {pending}; the record holds no such effect there")
+        return value
 
-    def _begin(self, pending: Pending) -> None:
-        place = pending.place
-        self._pending[place] = pending
-        recorded = place in self._recorded
-        if recorded:
-            self._compare(self._recorded[place], pending)
-        if pending.thread is not None or (not recorded and not self.replaying):
-            self._launch(pending)  # sync code of the workflow runs again; only when it came back is recorded
+    def begin(self, pending: Pending) -> None:
+        """Launches an effect, or holds it while the record lasts."""
+        self._pending[pending.place] = pending
+        if self._record.next() is None and self.mode == "live":
+            self._launch(pending)
+        elif not self._differs(pending) and self._record.at(pending.place) is None:
+            self._held.append(pending)
+
+    def begin_thread(self, pending: Pending, call: Callable[[], Any], executor: Any) -> asyncio.Future[Any]:
+        """Runs sync code, whatever the record says of it; only when it came back is recorded."""
+        self._pending[pending.place] = pending
+        self._differs(pending)
+        pending.issued, pending.issued_at = self.written.tick(), self.written.at()
+        return self.sync.begin(pending, call, executor)
+
+    def _differs(self, pending: Pending) -> bool:
+        difference = self._record.differs(pending)
+        if difference:
+            self._diverge(difference)
+        return bool(difference)
 
     def _launch(self, pending: Pending) -> None:
-        if self.mode == "replay" and pending.thread is None:
-            self._record_ends(pending)
-            return
-        pending.issued = self._tick()
-        pending.issued_at = self._at()
-        self.waiting += 1
+        pending.issued, pending.issued_at = self.written.tick(), self.written.at()
         if pending.ask is not None:
-            pending.task = self._host.spawn(self._host.execute(self, pending), pending.ask.name)
-        elif pending.thread is not None:
-            pending.task = pending.thread()
-            pending.task.add_done_callback(lambda future: self._thread_done(pending, future))
-        elif isinstance(pending.handle, asyncio.TimerHandle):
-            delay = max(0.0, pending.handle.when() - self._at())
-            pending.task = self._real.call_later(delay, self.complete, pending, Outcome())
+            pending.attempt = self._record.attempts.get(pending.place, 0)
+            pending.task = self._host.spawn(self._host.execute(self, pending), pending.name)
+        elif isinstance(pending.handle, EpisodeTimer):
+            delay = max(0.0, pending.handle.when() - pending.issued_at)
+            pending.task = self._real.call_later(delay, self.complete, pending, NOTHING)
 
-    def _thread_done(self, pending: Pending, future: asyncio.Future[Any]) -> None:
-        error = asyncio.CancelledError() if future.cancelled() else future.exception()
-        self.complete(pending, Outcome() if error else Outcome(future.result()), error)
+    def abandon(self, pending: Pending) -> None:
+        """The workflow does not wait for it any more."""
+        pending.abandoned = True
+        self._pending.pop(pending.place, None)
+        self._stop(pending)
 
-    def _handed_in(self, handle: asyncio.Handle) -> None:
-        """A callback from another thread: its order among the effects is recorded, what it does is the code's own."""
-        callback: Any = handle._callback  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        context: Any = handle._context  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        path = f"{context[BRANCH].path if BRANCH in context else ''}/~thread"
-        position = self._from_threads[path] if path in self._from_threads else 0
-        self._from_threads[path] = position + 1
-        name = getattr(callback, "__qualname__", type(callback).__qualname__)
-        pending = Pending(EffectKey(path, 0, position), "thread", name, digest_request(name), name)
-        pending.handle = handle
-        pending.issued = self._tick()
+    def _stop(self, pending: Pending) -> None:
+        if pending.task is None or pending.status is not None:
+            return
+        if pending.ask is not None and pending.ask.abandon is not None and self.written.keeps_lost:
+            self._host.spawn(self._host.abandon(self, pending), pending.name)
+        else:
+            pending.task.cancel()
+
+    def handed_over(self, pending: Pending) -> None:
+        """A callback came from a thread."""
+        if self.suspended or self.ended.done():
+            return
+        pending.issued = self.written.tick()
         self._pending[pending.place] = pending
-        self.waiting += 1
-        self.complete(pending, Outcome())
+        self._differs(pending)
+        self.complete(pending, NOTHING)
 
+    # --- handing in --------------------------------------------------------------------------------------------------
     def _hand_in(self) -> bool:
         """Hands the next completion to the workflow; False when it must wait for one."""
-        if self.replaying:
-            return self._hand_in_recorded(self._record[self._next])
-        for pending in list(self._pending.values()) if self._record else ():
-            if pending.issued < 0:
-                self._launch(pending)  # the record is used up: what was held begins now
-        if not self._arrived:
-            return False
-        pending = self._arrived.popleft()
-        if pending.abandoned:
-            if pending.ask is not None:
-                assert pending.outcome is not None
-                self._write(pending, "lost", pending.outcome[1], error=pending.outcome[2])
+        entry = self._record.next()
+        if entry is not None:
+            return self._hand_in_recorded(entry)
+        if self.mode == "replay":
+            self._record_ends()
             return True
-        assert pending.outcome is not None
-        status, outcome, error = pending.outcome
-        self._write(pending, status, Outcome() if pending.thread is not None else outcome, error=error)
-        self._now = self.effects[-1].at
+        if self._held:
+            held, self._held = self._held, []
+            for pending in held:
+                if not pending.abandoned:
+                    self._launch(pending)
+        while self._arrived:
+            pending = self._arrived.popleft()
+            if pending.delivered:
+                continue
+            if pending.abandoned:
+                if pending.ask is not None:
+                    self.written.lose(pending, pending.outcome, pending.error)
+                continue
+            self._hand_in_live(pending)
+            return True
+        return self._is_stuck()
+
+    def _hand_in_live(self, pending: Pending) -> None:
+        status, error = pending.status, pending.error
+        assert status is not None
+        self.written.write(pending, status, pending.outcome if pending.kind != "thread" else NOTHING, error)
+        self.now = self.written.effects[-1].at
         if error is not None and pending.ask is not None:  # the workflow sees the same error live and on replay
-            pending.outcome = (status, outcome, recreate_error(record_error(error)))
+            pending.error = recreate_error(record_error(error))
+            pending.error.__cause__ = error
         self._deliver(pending)
-        return True
 
     def _hand_in_recorded(self, entry: Effect) -> bool:
         place = (entry.key.branch, entry.key.position)
-        pending = self._pending[place] if place in self._pending else None
+        pending = self._pending.get(place)
         if entry.kind in _EXTERNAL:
-            pending = Pending(entry.key, entry.kind, entry.name, entry.request, entry.note)
-            self.interrupted = self.interrupted or entry.kind
-        elif entry.kind == "thread" and (pending is None or pending.outcome is None):
-            if pending is None and not entry.key.branch.endswith("/~thread"):
-                self._diverge(f"the record holds {_told(entry)}, which the code never asks for")
-            return self.fault is not None  # else the thread is still at it
-        elif pending is None or entry.kind in _SYNCHRONOUS:
-            self._diverge(f"the record holds {_told(entry)}, which the code never asks for")
+            pending = Pending(place, entry.kind, entry.name, entry.request, entry.note)
+        elif pending is None or entry.kind in SYNCHRONOUS:
+            if entry.kind == "thread" and entry.key.branch in self.sync.jobs:
+                return False  # sync code that is still at it
+            self._diverge(f"the record holds {said(entry)}, which the code never asks for")
             return True
         if entry.kind == "thread":
-            assert pending is not None and pending.outcome is not None
-            self._arrived.remove(pending)
-            if pending.outcome[0] != entry.status:
-                self._diverge(f"{_told(entry)} ended as {entry.status} in the record and as {pending.outcome[0]} now")
+            if pending.status is None:
+                return False
+            if pending.status != entry.status:
+                now = describe(pending.error) if pending.error is not None else "ok"
+                self._diverge(f"{said(entry)} ended as {entry.status} in the record, and now: {now}")
         else:
-            error = recreate_error(entry.value) if entry.status == "error" else None
-            value = None if error else entry.value
-            pending.outcome = (entry.status, Outcome(value, entry.turn, entry.costs, entry.blobs), error)
-        self._next += 1
-        self._now = entry.at
+            pending.status = entry.status
+            if entry.status == "error":
+                pending.error = recreate_error(entry.value)
+            else:
+                pending.outcome = Outcome(entry.value, entry.turn, entry.costs, entry.blobs)
+        self._record.advance()
+        self.now = entry.at
         self._deliver(pending)
         return True
 
     def _deliver(self, pending: Pending) -> None:
+        pending.delivered = True
         self._pending.pop(pending.place, None)
-        if pending.kind in _EXTERNAL:
-            assert self.root is not None
-            self.loop.cancel(self.root, pending.kind)
-        elif pending.handle is not None:
-            if isinstance(pending.handle, asyncio.TimerHandle):
-                self._timers.pop(pending.handle, None)
+        if pending.handle is not None:
             self.loop.run_now(pending.handle)
-        elif pending.future is not None and pending.outcome is not None:
-            _, outcome, error = pending.outcome
-            self.loop.resolve(pending.future, outcome.value, error if pending.thread is not None else None)
-
-    def _abandon(self, pending: Pending) -> None:
-        """The workflow does not wait for it any more. (Cancelled after it was handed in, it stays as it is recorded.)"""
-        if pending.future is not None and pending.future.cancelled():
-            pending.abandoned = True
-            self._pending.pop(pending.place, None)
-            self._stop(pending)
-
-    def _stop(self, pending: Pending) -> None:
-        if pending.task is None or pending.outcome is not None:
-            return
-        if pending.ask is not None and pending.ask.abandon is not None and not self._suspended:
-            self._host.spawn(pending.ask.abandon(self.asked(pending, 0)), "abandon")
-        elif pending.thread is None:
-            pending.task.cancel()
-            if pending.ask is None:
-                self.waiting -= 1
-
-    def _wind_up(self) -> bool:
-        """The workflow has returned: ends what it left running. True = there is something to run."""
-        if not self._closing:
-            self._closing = True
-            for task in list(self.loop.tasks):
-                self.loop.cancel(task, "the workflow has ended")
-            if self.loop.has_generators:
-                self.loop.root(self.loop.shutdown_asyncgens())
-            return True
-        if not self.loop.tasks:
-            if self.replaying:
-                self._diverge(f"the code ended; the record still holds {_told(self._record[self._next])}")
-            if self.fault is None:
-                self.ended.set_result(None)
-        return False
-
-    def _end_suspended(self) -> None:
-        for _ in range(8):  # code may swallow a cancellation; it is asked again, then left behind
-            if not self.loop.tasks:
-                break
-            for task in list(self.loop.tasks):
-                self.loop.cancel(task, "suspended")
-            self.loop.drain()
-        self.ended.set_result(None)
-
-    def _compare(self, entry: Effect, pending: Pending) -> None:
-        if entry.kind != pending.kind or entry.request != pending.request:
-            self._diverge(f"the record holds {_told(entry)}, the code asks for {_said(pending)}")
-
-    def _record_ends(self, pending: Pending) -> None:
-        if self._strict:
-            self._diverge(f"the record ends here, and the code goes on with {_said(pending)}")
+        elif pending.future is not None:
+            of_thread = pending.kind == "thread"
+            self.loop.resolve(
+                pending.future, pending.outcome.value if of_thread else None, pending.error if of_thread else None
+            )
         else:
-            self._halt = True  # the episode was stopped here when it was recorded, too
+            self.interrupted = self.interrupted or pending.kind
+            assert self.root is not None
+            for task in self.loop.live_tasks() if self.root.done() else [self.root]:
+                self.loop.cancel(task, pending.kind)
+
+    def _is_stuck(self) -> bool:
+        """With nothing under way nothing can ever wake the workflow: it fails at once, not at its deadline."""
+        if self._pending or self.sync.jobs or self.interrupted is not None:
+            return False
+        if self._winding is not None:
+            return self._winding.insist() or self._is_over()
+        names = ", ".join(task.get_name() for task in self.loop.live_tasks()[:8])
+        self.fail(WorkflowError(f"every task of the workflow waits for another ({names}), and nothing under way can wake one"))
+        return True
+
+    def _record_ends(self) -> None:
+        """A replay is at the end of its record, and the code is not."""
+        waits = next((str(pending) for pending in self._pending.values()), "")
+        if self._strict:
+            self._diverge(f"the record ends here, and the code goes on with {waits or 'waiting for what never comes'}")
+        elif waits or self.sync.jobs or self.interrupted is not None:
+            self.halted = True
+        else:
+            self._is_stuck()
 
     def _diverge(self, what: str) -> None:
         self.fail(ReplayDiverged(f"episode {self.head.id}: {what}"))
 
-    def _tick(self) -> int:
-        sequence = self._sequence
-        self._sequence = sequence + 1
-        return sequence
+    # --- the end -----------------------------------------------------------------------------------------------------
+    def _winds_up(self) -> bool:
+        """Whether the workflow has returned and there is more of it to run, or all is over."""
+        if self.root is None or not self.root.done():
+            return False
+        if self._winding is None:
+            self._winding = WindUp(self.loop)
+        if self._winding.waits():
+            return False
+        return self._winding.goes_on() or self._is_over()
 
-    def _at(self) -> float:
-        return self._base + time.monotonic() - self._began
+    def _is_over(self) -> bool:
+        entry = self._record.next()
+        if entry is not None:
+            self._diverge(f"the code ended; the record still holds {said(entry)}")
+        else:
+            self.stop()
+            self.ended.set_result(None)
+        return True
 
-    def _write(
-        self, pending: Pending, status: EffectStatus, outcome: Outcome, *, attempt: int = 0, error: BaseException | None = None
-    ) -> None:
-        key = pending.key._replace(attempt=attempt) if attempt else pending.key
-        value = record_error(error) if error is not None else outcome.value
-        issued = pending.issued if pending.issued >= 0 else self._tick()
-        entry = Effect(
-            key, pending.kind, pending.name, pending.request, pending.note, issued, self._tick(), self._at(), status, value,
-            outcome.turn, outcome.blobs, outcome.costs,
-        )  # fmt: skip
-        self.effects.append(entry)
-        self._host.write(entry)
-
-
-def _told(entry: Effect) -> str:
-    return f"{entry.kind} {entry.name!r} at {entry.key} ({entry.note or entry.request.hex()[:12]})"
-
-
-def _said(pending: Pending) -> str:
-    return f"{pending.kind} {pending.name!r} at {pending.key} ({pending.note or pending.request.hex()[:12]})"
+    def _end_suspended(self) -> None:
+        WindUp(self.loop).leave()
+        self.ended.set_result(None)

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Generic
 
 from agentrl.effect import Effect, EffectKey, derive_seed
 from agentrl.engines.contract import Engine
@@ -26,6 +26,7 @@ from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
 from agentrl.runtime.execution import Execution, Program, Surroundings
+from agentrl.runtime.policies import models_of, open_renderer
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail, Store
@@ -44,7 +45,7 @@ class Runtime(Generic[TaskT, OutputT]):
         store: Store | None = None,
         engine: Engine | None = None,
         renderers: Mapping[str, Renderer] | None = None,
-        models: Mapping[str, Path] | None = None,
+        policies: str | Path | None = None,
         lineage: str = "run",
     ) -> None:
         self.experiment = experiment
@@ -52,13 +53,13 @@ class Runtime(Generic[TaskT, OutputT]):
         self.lineage = lineage
         self._given_engine = engine
         self._given_renderers = renderers
-        self._models = dict(models or {})
+        self._policies = policies
         self._live: dict[str, Execution] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Runtime[TaskT, OutputT]:
         experiment = self.experiment
-        models = {name: Path(self._models.get(name, policy.model)) for name, policy in experiment.by_name.items()}
+        models = models_of(experiment, self._policies)
         self.renderers = dict(self._given_renderers or {}) or {
             name: open_renderer(policy, models[name]) for name, policy in experiment.by_name.items()
         }
@@ -249,15 +250,3 @@ class _OneTask(Generic[TaskT]):
         self, member: int, of: Episode, cut: int, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
     ) -> Episode:
         return await self._runtime.fork(self._task, of, cut, group=self._group, member=member, forced=forced)
-
-
-def open_renderer(policy: Policy, folder: Path) -> Renderer:
-    """The renderer of a policy's model folder; `UserError` if there is none."""
-    from agentrl.rendering.template import TemplateRenderer
-
-    if not str(policy.model):
-        raise UserError(
-            f"policy {policy.name!r} has no model; set `Policy({policy.name!r}, model=FOLDER)` or --set policies.model=FOLDER"
-        )
-    history: Literal["append", "faithful"] = policy.history
-    return TemplateRenderer.from_folder(folder, history=history, parser=policy.parser or None)

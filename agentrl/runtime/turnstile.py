@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
+from time import perf_counter
 from typing import Protocol
+
+from agentrl.errors import capture
 
 
 class Waiting(Protocol):
@@ -17,11 +19,15 @@ class Waiting(Protocol):
         """Goes on; True = it waits for the world now, False = it has used its slice and wants to be called again."""
         ...
 
+    def broke(self, error: Exception) -> None:
+        """`activate` raised: this one is over."""
+        ...
+
 
 class Turnstile:
     """Who has something to do goes through in order; after `slice_seconds` the event loop gets a turn.
 
-    Filled by `wake`, drained by itself through `call_soon`.
+    Filled by `wake`, drained by itself through `call_soon`. One that raises is told so and harms no other.
     """
 
     def __init__(self, slice_seconds: float = 0.004) -> None:
@@ -41,14 +47,20 @@ class Turnstile:
             self.loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        until = time.perf_counter() + self._slice
-        while self._queue:
-            waiting = self._queue.popleft()
-            waiting.queued = False
-            if not waiting.activate() and not waiting.queued:
-                waiting.queued = True
-                self._queue.append(waiting)
-            if time.perf_counter() > until:
-                self.loop.call_soon(self._turn)
-                return
-        self._scheduled = False
+        until = perf_counter() + self._slice
+        waiting: Waiting | None = None
+        with capture() as caught:
+            while self._queue:
+                waiting = self._queue.popleft()
+                waiting.queued = False
+                if not waiting.activate() and not waiting.queued:
+                    waiting.queued = True
+                    self._queue.append(waiting)
+                if perf_counter() > until:
+                    break
+        if self._queue or caught.error is not None:
+            self.loop.call_soon(self._turn)
+        else:
+            self._scheduled = False
+        if caught.error is not None and waiting is not None:
+            waiting.broke(caught.error)

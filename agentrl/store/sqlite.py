@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from agentrl.effect import Effect
 from agentrl.episode import Episode, Reward
 from agentrl.errors import LeaseLost, StoreError, UserError
-from agentrl.store.codec import Row, digest_blob, encode_head, encode_reward, encode_step, encode_tail
+from agentrl.store.codec import Row, digest_blob, encode_head, encode_name, encode_reward, encode_step, encode_tail
 from agentrl.store.connect import check_readable, open_writer
 from agentrl.store.contract import EpisodeFilter, EpisodeHead, EpisodeTail, StoredStep
 from agentrl.store.effects import encode_effect
@@ -61,6 +62,7 @@ class SQLiteStore:
     def __enter__(self) -> SQLiteStore:
         if self._reader is not None:
             raise StoreError(f"{self.path} was opened before; make a new SQLiteStore to open it again")
+        self._owner = this_owner()
         if self._read_only:
             check_readable(self.path)
             self._reader = Reader(self.path)
@@ -78,11 +80,11 @@ class SQLiteStore:
         """Commits what is queued and gives up the leases. Raises `StoreError` if a commit failed and nothing else is raised."""
         reader, writer = self._reader, self._writer
         try:
+            if reader is not None:
+                reader.close()  # first, as the last connection to close folds the log into the file, which only the writer can
             if writer is not None:
                 writer.close()
         finally:
-            if reader is not None:
-                reader.close()
             self._lock_file.release()
         if writer is not None and not any(exc):
             writer.check()
@@ -95,7 +97,7 @@ class SQLiteStore:
         """
         with self._lock:
             writer, owner = self._writing(), self._owner
-            if head.id in self._open:
+            if encode_name(head.id, "episode id") in self._open:
                 return
             if head.id in self._ending:
                 raise UserError(f"episode {head.id!r} has ended; fork it, or begin one with another id")
@@ -291,21 +293,23 @@ class SQLiteStore:
     def _reading(self) -> Reader:
         if self._reader is None:
             raise StoreError(f"{self.path} is not open: use the store in a with block")
+        if os.getpid() != self._owner.pid:  # neither threads nor SQLite's connections outlive a fork
+            raise StoreError(f"{self.path} was opened by pid {self._owner.pid} and this is a fork of it: open the store anew here")
         return self._reader
 
     def _writing(self) -> Writer:
+        self._reading()
         if self._writer is None:
-            self._reading()
             raise UserError(f"{self.path} was opened with read_only=True and cannot be written")
         self._writer.check()
         return self._writer
 
     def _put(self, writer: Writer, entry: Entry) -> None:
-        """Queues an entry along with what it made `shared`."""
-        fresh = self._interned.fresh
-        entry.rows.extend(("shared", row) for row in fresh)
+        """Queues an entry behind what it made `shared`, which others will refer to even if this entry is dropped."""
+        if self._interned.fresh:
+            writer.put(Entry([("shared", row) for row in self._interned.fresh]))
+            self._interned.fresh.clear()
         writer.put(entry)
-        fresh.clear()
 
     def _add_blobs(self, entry: Entry, blobs: list[Row]) -> None:
         entry.rows.extend(("blob", row) for row in blobs)

@@ -12,7 +12,6 @@ rest on what was lost in it.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -88,6 +87,8 @@ class Writer:
         self._fault = fault
         self._wake = threading.Condition()
         self._queue: deque[Entry] = deque()
+        self._group: list[Entry] = []
+        """The entries being committed; if that fails, those who wait in them are told with the rest."""
         self._first = 0.0
         self._waiting = 0
         self._unsaved = 0
@@ -107,10 +108,6 @@ class Writer:
 
     def put(self, entry: Entry) -> None:
         """Queues an entry. `StoreError` once a commit has failed, `LeaseLost` if its episode has another writer now."""
-        if os.getpid() != self._owner.pid:
-            raise StoreError(
-                f"{self._path} was opened by pid {self._owner.pid} and this is a fork of it: open the store anew here"
-            )
         with self._wake:
             self.check()
             if entry.episode in self._lost:
@@ -196,6 +193,7 @@ class Writer:
                 self._waiting -= entry.done is not None
                 group.append(entry)
             self._first = now
+            self._group = group
             return group
 
     def _commit(self, group: list[Entry]) -> None:
@@ -203,14 +201,10 @@ class Writer:
         entries = sum(entry.writes for entry in group)
         due = time.time() >= self._renew_at
         if entries or due:
-            try:
-                self._write(group, due)
-            except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError):
-                with self._wake:
-                    self._queue.extendleft(reversed(group))  # whoever waits in it is told with the rest
-                raise
+            self._write(group, due)
         with self._wake:
             self._unsaved -= entries
+            self._group = []
         waiting = [entry.done for entry in group if entry.done is not None]
         if waiting:
             failure = LeaseLost("; ".join(dict.fromkeys(self._untold))) if self._untold else None
@@ -320,7 +314,8 @@ class Writer:
         """From here on every call raises; those who wait are told now."""
         with self._wake:
             self._failure = self._failure or (message, cause)
-            waiting = [entry.done for entry in self._queue if entry.done is not None]
+            waiting = [entry.done for entry in (*self._group, *self._queue) if entry.done is not None]
+            self._group = []
             self._queue.clear()
         message, cause = self._failure
         for done in waiting:

@@ -24,8 +24,9 @@ def read_tasks(kind: type[TaskT], path: str | Path) -> tuple[TaskT, ...]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
+        data: Any = None
         with capture() as caught:
-            data: Any = json.loads(line)
+            data = json.loads(line)
         if caught.error is not None or not isinstance(data, dict):
             raise UserError(f"{file}:{number} is no JSON object: {line[:80]!r}")
         unknown = sorted(data.keys() - names)

@@ -21,7 +21,8 @@ def make_turn(
 ) -> Turn:
     values: dict[str, Any] = {
         "id": name, "agent": "a", "index": index, "policy": "p",
-        "versions": (VersionSpan(Version("run", "p", 0), 0, len(sampled)),), "parent": parent, "predecessor": None, "branch": "",
+        "versions": (VersionSpan(Version("run", "p", 0), 0, len(sampled)),), "parent": parent, "predecessor": None,
+        "branch": "",
         "context_ids": token_ids(context), "sampled_ids": token_ids(sampled),
         "logprobs": np.full(len(sampled), -4.5, np.float32), "logprobs_at": "before_mask", "finish": "stop",
         "sampling": Sampling(), "seed": 0, "text": "",

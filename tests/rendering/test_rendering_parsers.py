@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentrl.errors import UserError
 from agentrl.rendering.contract import ToolRequest, ToolSpec
-from agentrl.rendering.parsers import PARSERS, DeepSeek, Hermes, Llama3, Mistral, Plain, QwenCoder, Tags
+from agentrl.rendering.parsers import PARSERS, DeepSeek, Glm, Hermes, Llama3, Mistral, Plain, QwenCoder, Tags
 
 from .conftest import SEARCH, user
 
@@ -19,7 +19,12 @@ PERU = ToolRequest("search", {"query": "Peru"}, "call_0")
 
 READ = [
     (Hermes(), '<tool_call>\n{"name": "search", "arguments": {"query": "Peru"}}\n</tool_call>', "", [PERU]),
-    (Hermes(), 'I look.\n<tool_call>{"name": "search", "arguments": "{\\"query\\": \\"Peru\\"}"}</tool_call>', "I look.", [PERU]),
+    (
+        Hermes(),
+        'I look.\n<tool_call>{"name": "search", "arguments": "{\\"query\\": \\"Peru\\"}"}</tool_call>',
+        "I look.",
+        [PERU],
+    ),
     (
         Hermes(),
         '<tool_call>{"name": "search", "arguments": {"query": "Peru"}}</tool_call>\n'
@@ -40,6 +45,8 @@ READ = [
         "Two:",
         [ToolRequest("add", {"a": 1, "b": 2}, "call_0")],
     ),
+    (Glm(), "<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>Peru</arg_value>\n</tool_call>", "", [PERU]),
+    (Glm(), "<tool_call>now</tool_call>", "", [ToolRequest("now", {}, "call_0")]),
     (Llama3(), '{"name": "search", "parameters": {"query": "Peru"}}', "", [PERU]),
     (
         Llama3(),
@@ -65,7 +72,8 @@ READ = [
     ),
     (
         DeepSeek(),
-        'I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>search<｜tool▁sep｜>{"query": "Peru"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>search<｜tool▁sep｜>"
+        '{"query": "Peru"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         "I look.",
         [PERU],
     ),
@@ -100,6 +108,7 @@ MALFORMED = [
     (Hermes(), "<tool_call>" + "[" * 100_000 + "</tool_call>", "not JSON"),
     (QwenCoder(), "<tool_call>search(Peru)</tool_call>", "not <function=name>"),
     (QwenCoder(), "<tool_call><function=add><parameter=a>one</parameter></function></tool_call>", "must be integer"),
+    (Glm(), "<tool_call><arg_key>a</arg_key></tool_call>", "no name"),
     (Llama3(), '<|python_tag|>search("Peru")', "not JSON"),
     (Llama3(), '{"name": "search", "parameters": "Peru"}', "not JSON"),
     (Mistral(), "[TOOL_CALLS] search", "not a JSON list"),
@@ -141,6 +150,7 @@ def test_a_parser_is_found_by_the_template_s_markers(family, renderer_of):
         "qwen3": "hermes",
         "qwen3_instruct_2507": "hermes",
         "qwen3_6": "qwen_coder",
+        "glm4moe": "glm",
         "llama3_1": "llama3",
         "llama3_2": "llama3",
         "deepseek_r1_distill": "deepseek",
@@ -157,11 +167,12 @@ def test_a_parser_may_be_named_or_given(renderer_of):
         renderer_of("chatml", parser="claude")
 
 
-PIECES = st.sampled_from(
-    "<think> </think> <tool_call> </tool_call> <search> </search> <add> [TOOL_CALLS] [ARGS] <|python_tag|> <function=a> </function>"
-    ' <parameter=b> </parameter> <｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> {"name": "search",'
-    ' "arguments": "parameters": { } [ ] " ; NaN 1e999 null é \n'.split(" ")
-)
+MARKERS = """<think> </think> <tool_call> </tool_call> <search> </search> <add> [TOOL_CALLS] [ARGS] <|python_tag|> <function=a>
+</function> <parameter=b> </parameter> <arg_key> </arg_key> <arg_value> </arg_value> <｜tool▁calls▁begin｜>
+<｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> <｜tool▁calls▁end｜>
+{"name": "search", "arguments": "parameters": { } [ ] " ;
+NaN 1e999 null é"""
+PIECES = st.sampled_from([*MARKERS.split(), "\n"])
 
 
 @given(st.lists(PIECES | st.text(max_size=5), max_size=12).map("".join), st.sampled_from(sorted(PARSERS)))
@@ -180,6 +191,7 @@ def test_a_hermes_call_written_is_the_call_read(arguments):
         assert Hermes()(Hermes().write(request), ()).tool_calls == (request,)
 
 
-def test_a_tagged_call_written_is_the_call_read():
+@pytest.mark.parametrize("name", sorted(set(PARSERS) - {"plain"}))
+def test_a_call_written_is_the_call_read(name):
     for request in (PERU, ToolRequest("add", {"a": 1, "b": 2}, "call_0"), ToolRequest("now", {}, "call_0")):
-        assert Tags()(Tags().write(request), TOOLS).tool_calls == (request,)
+        assert PARSERS[name](PARSERS[name].write(request), TOOLS).tool_calls == (request,)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from agentrl.effect import Effect
 from agentrl.limits import Limits
 from agentrl.runtime.execution import Execution, Program, Surroundings
+from agentrl.runtime.scope import EffectTasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail
@@ -48,7 +48,7 @@ async def play(
     head = head or EpisodeHead("e", "g", 0, 1, None, 7, "w")
     threads = DaemonThreads()
     log = log or Log()
-    async with asyncio.TaskGroup() as tasks:
+    async with EffectTasks(2.0) as tasks:
         around = Surroundings(tasks, Turnstile(), threads, limits or Limits(grace=2.0), log if mode == "live" else None)
 
         def begin(world: Any) -> Any:

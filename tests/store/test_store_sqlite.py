@@ -339,6 +339,14 @@ def test_a_store_is_used_within_its_block_only(tmp_path: Path) -> None:
         store.__enter__()
 
 
+def test_the_log_is_folded_into_the_file_at_the_end(tmp_path: Path) -> None:
+    with SQLiteStore(tmp_path / "s.db") as store:
+        fill(store, "e1", effects=10)
+        store.flush_sync()
+        assert len(store.journal("e1")) == 10
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["s.db", "s.db.lock"]
+
+
 def test_the_log_is_synced_at_every_commit(tmp_path: Path) -> None:
     """Kill -9 cannot tell FULL from NORMAL, only a power cut can; so the setting itself is held."""
     with SQLiteStore(tmp_path / "s.db") as store:

@@ -1,10 +1,10 @@
 """`Search`: the documents of a corpus that fit a query best, by BM25.
 
-The index is SQLite's FTS5, in memory and immutable. Of three that were measured on the 2,214 documents of the bundled
-atlas (one core of an AMD EPYC, CPU time) it needs no further package, takes 15 ms to build where bm25s takes 33, and finds
-as much; bm25s answers a sentence in 60 us whatever its words, FTS5 in 0.4 ms where common words match most documents.
-A query that is a title, which is what agents mostly send, costs 2 us in either case: those documents come first, without
-a look at the index.
+The index is SQLite's FTS5, in memory and immutable. Measured on the 2,214 documents of the bundled atlas (CPU time, one
+core of an AMD EPYC): a query that is a title, which is what agents mostly send, is looked up in 3 us; words take 20 us, or
+180 us where one of them stands in many documents; the table takes 11 ms to build. bm25s (numpy, one more dependency) takes
+57 us for any words and 33 ms to build. Of 300 documents asked for by their title and a common word, FTS5 puts 0.98 first and
+bm25s 0.99; asked for by the title alone, 0.983 and 0.99 where this tool, which looks titles up, gives all.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ LOOP_LIMIT = 5000
 """A corpus of more documents is searched in a thread, so that a query of common words does not hold up the event loop."""
 NOTHING = "no document"
 """What the model reads when nothing fits."""
-STOP_WORDS = frozenset(
-    "a an and are as at be by did do does for from had has have how i in into is it its of on or that the their there these "
-    "this to was were what when where which who whom whose why will with would you".split()
+_STOP_TEXT = (
+    "a an and are as at be by did do does for from had has have how i in into is it its of on or that "
+    "the their there these this to was were what when where which who whom whose why will with would you"
 )
+STOP_WORDS = frozenset(_STOP_TEXT.split())
+"""Words of a query that are passed over when it has others."""
 _WORD = re.compile(r"\w+")
 
 
@@ -50,10 +52,10 @@ class Search:
     """A tool, `search(query)`: the `top_k` best documents of a corpus.
 
     The corpus is a JSONL file with {"title", "text"} and maybe "id" on each line, or such mappings. Without an id the title
-    is the id (a repeated one gets #2, #3 ...). Documents whose title is the query come first (then those that differ from it
-    by case, accents or blanks), then the rest by BM25 over the query's words, ties by id; so the answer depends on corpus and query alone.
-    `max_chars` cuts each document. One object serves any number of agents, threads and event loops. Raises `UserError` for
-    a missing or empty corpus and for a malformed line, with its number.
+    is the id (a repeated one gets #2, #3 ...). Documents whose title is the query come first, also where it differs by
+    case, accents or blanks; then the rest by BM25 over the query's words, ties by id: the answer depends on corpus and query
+    alone. `max_chars` cuts each document. One object serves any number of agents, threads and event loops. Raises
+    `UserError` for a missing or empty corpus and for a malformed line, with its number.
     """
 
     name = "search"

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agentrl.engines.local.attention import attend_one
 from agentrl.engines.local.shapes import NEVER, Shapes
 from agentrl.transformer.config import ModelConfig
 from agentrl.transformer.layers import output_matrix, rms_norm, rope_at
@@ -131,6 +132,8 @@ class Decoder:
         have_rows, have_capacity = self.kv.shape[2], self.kv.shape[3]
         if rows <= have_rows and capacity <= have_capacity:
             return
+        if capacity > have_capacity:
+            capacity = max(capacity, have_capacity * 5 // 4)  # so that growing costs a copy now and then, not every block
         grown = torch.zeros(self.config.layers, 2, max(rows, have_rows), max(capacity, have_capacity), self.kv_width)
         grown[:, :, :have_rows, :have_capacity] = self.kv
         self.kv = grown
@@ -156,15 +159,12 @@ class Decoder:
         capacity = self.kv.shape[3]
         target = torch.arange(width) * capacity + at
         mask = torch.zeros(width, keys).masked_fill_(self._key_at[:keys] > at[:, None], NEVER)[:, None, None]
-        block = self.shapes.queries(self.group)
-        mask = mask.expand(-1, -1, block, -1)
-        heads, group, dim = self.config.kv_heads, self.group, self.config.head_dim
+        join, heads = self.shapes.join, self.config.kv_heads
+        block = self.shapes.queries(join * self.group)
 
         def attend(layer: int, q: Tensor) -> Tensor:
-            blocks = F.pad(q.reshape(width, heads, group, dim), (0, 0, 0, block - group))
-            k, v = self.kv[layer, :, :width, :keys].unflatten(-1, (heads, dim)).transpose(2, 3).unbind()
-            mixed = F.scaled_dot_product_attention(blocks, k, v, attn_mask=mask)
-            return mixed[:, :, :group].reshape(width, -1)
+            k, v = self.kv[layer, :, :width, :keys].unflatten(-1, (heads, -1)).unbind()
+            return attend_one(q, k, v, mask, join, block)
 
         return self.logits(self._forward(torch.from_numpy(ids), at, target, width, attend))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from agentrl.engines.contract import (
     check_ids,
 )
 from agentrl.engines.local.decoder import Decoder, fuse
-from agentrl.engines.local.jobs import Abort, Job, Pause, Publish, Resume, generate_job
+from agentrl.engines.local.jobs import Abort, Command, Job, Pause, Publish, Reply, Resume, generate_job
 from agentrl.engines.local.lane import Lane
 from agentrl.engines.local.shapes import WIDTHS, Shapes, find_shapes
 from agentrl.engines.local.stops import read_decoder
@@ -170,7 +170,7 @@ class LocalEngine:
         await self._ask(lambda reply: Publish(policy, weights, version, reply))
         self._versions[policy] = version
 
-    async def _run(self, request: GenerateRequest | ScoreRequest, make: Any) -> Any:
+    async def _run(self, request: GenerateRequest | ScoreRequest, make: Callable[[int, Reply], Job]) -> Any:
         worker = self._entered()
         if request.id in self._open:
             raise UserError(f"request id {request.id!r} is already running; give each request its own")
@@ -187,7 +187,7 @@ class LocalEngine:
         finally:
             del self._open[request.id], self._policy_of[key]
 
-    async def _ask(self, make: Any) -> None:
+    async def _ask(self, make: Callable[[Reply], Command]) -> None:
         worker = self._entered()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         worker.send(make(worker.reply_to(future)))

@@ -81,7 +81,7 @@ def draw(
         cumulated = masked.cumsum(-1, dtype=torch.float64)[:count]
         aims = cumulated[:, -1:] * torch.from_numpy(numbers)[:, None]
         # "right": the first id whose cumulated probability exceeds the aim, so one of probability 0 is never drawn
-        chosen = torch.searchsorted(cumulated, aims, right=True)[:, 0].numpy()
+        chosen = torch.searchsorted(cumulated, aims, right=True)[:, 0].clamp_(max=logits.shape[1] - 1).numpy()
     if rules.greedy.any():
         chosen = np.where(rules.greedy, logits[:count].numpy().argmax(-1), chosen)
     taken = logprobs[:count].gather(1, torch.from_numpy(chosen)[:, None])[:, 0].numpy()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agentrl.engines.local.attention import attend_one, joinable
 from agentrl.engines.local.sampling import row_numbers
 from agentrl.transformer.layers import rms_norm
 
@@ -30,7 +31,7 @@ KEY_BLOCK = 512
 SCORED_AT_ONCE = 64
 """Rows of logits computed together when given ids are scored: bounds memory with large vocabularies."""
 NEVER = float("-inf")
-KEYS = tuple(range(64, KEY_BLOCK + 1, 64))
+KEYS = tuple(range(32, KEY_BLOCK + 1, 32))
 """Longer contexts are whole blocks of 512, as the library walks them, and one of these."""
 
 
@@ -41,6 +42,8 @@ class Shapes:
     widths: tuple[int, ...] = WIDTHS
     query_rows: tuple[int, ...] = QUERIES
     key_tails: tuple[int, ...] = KEYS
+    join: int = 1
+    """Key heads that decoding computes as one."""
     exact: bool = True
 
     def width(self, rows: int) -> int:
@@ -63,7 +66,8 @@ def find_shapes(decoder: Decoder, slots: int) -> Shapes:
     widths, same_rows = _widths(decoder, slots, generator)
     queries, same_queries = _queries(decoder, generator)
     keys = _keys(decoder, generator)
-    shapes = Shapes(widths, queries, keys, same_rows and same_queries)
+    shapes = Shapes(widths, queries, keys, exact=same_rows and same_queries)
+    shapes = replace(shapes, join=_join(decoder, shapes, generator))
     for what, allowed, tried in (("row", widths, WIDTHS), ("query", queries, QUERIES), ("key", keys, KEYS)):
         forbidden = [size for size in tried if size not in allowed]
         if forbidden:
@@ -146,7 +150,7 @@ def _keys(decoder: Decoder, generator: torch.Generator) -> tuple[int, ...]:
     """Padded numbers of keys in the last block at which every shorter context gives what it gives at a whole block."""
     config = decoder.config
     rows = 4 * -(-decoder.group // 4)
-    lengths = torch.tensor(sorted({*range(1, KEY_BLOCK, 16), *range(63, KEY_BLOCK, 64), *KEYS}))
+    lengths = torch.tensor(sorted({*range(1, KEY_BLOCK, 8), *range(31, KEY_BLOCK, 32), *KEYS}))
     query = torch.randn(1, config.kv_heads, rows, config.head_dim, generator=generator).expand(len(lengths), -1, -1, -1)
     allowed: list[int] = []
     for blocks in (0, 1):
@@ -171,6 +175,22 @@ def _keys(decoder: Decoder, generator: torch.Generator) -> tuple[int, ...]:
                 agree.append(tail)
         allowed = agree if not blocks else [tail for tail in allowed if tail in agree]
     return tuple(allowed)
+
+
+def _join(decoder: Decoder, shapes: Shapes, generator: torch.Generator) -> int:
+    """The number of key heads that may be joined in decoding: all that fit when the bits stay the same, else one."""
+    config, batch = decoder.config, 19
+    join = joinable(config.heads, config.kv_heads)
+    block, single = shapes.queries(join * decoder.group), shapes.queries(decoder.group)
+    for keys in (*shapes.key_tails, KEY_BLOCK + shapes.key_tails[0]):
+        q = torch.randn(batch, config.heads, config.head_dim, generator=generator)
+        k, v = torch.randn(2, batch, keys, config.kv_heads, config.head_dim, generator=generator)
+        seen = torch.randint(1, keys + 1, (batch, 1, 1, 1), generator=generator)
+        mask = torch.zeros(batch, 1, 1, keys).masked_fill_(torch.arange(keys) >= seen, NEVER)
+        if not torch.equal(attend_one(q, k, v, mask, join, block), attend_one(q, k, v, mask, 1, single)):
+            log.info("joined heads give other bits on this machine; heads are computed one by one")
+            return 1
+    return join
 
 
 def _largest_class(found: dict[bytes, list[int]], fallback: int) -> tuple[tuple[int, ...], bool]:

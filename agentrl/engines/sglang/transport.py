@@ -96,7 +96,9 @@ class Transport:
         text = raw.decode(errors="replace")
         if status != 200:
             reason = error_reason(text)
-            raise Refused(f"SGLang at {self.url}: {method} {path} answered {status}: {reason[:2000]}", status, reason)
+            raise Refused(
+                f"SGLang at {self.url}: {method} {path} answered {status}: {' '.join(reason.split())[:2000]}", status, reason
+            )
         if not text.strip():
             return None
         try:

@@ -30,7 +30,7 @@ Facts = Mapping[str, Mapping[str, str]]
 @lru_cache(maxsize=1)
 def real_facts() -> Facts:
     """The facts of the real world, countries first."""
-    file = resources.files(__package__).joinpath("atlas.json")
+    file = resources.files("agentrl_workflows.search_qa").joinpath("atlas.json")
     tables = json.loads(file.read_text(encoding="utf-8"))
     facts: dict[str, Mapping[str, str]] = {}
     for table, fields in (("countries", COUNTRY_FIELDS), ("cities", CITY_FIELDS)):

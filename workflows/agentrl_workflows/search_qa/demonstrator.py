@@ -99,7 +99,9 @@ def valid_actions(seen: Seen) -> list[str]:
     """Searches of every title that the prompt names as such, and the values of the last document as answers."""
     titles = dict.fromkeys([seen.start, *seen.documents])
     answers = list(seen.documents[seen.last].values()) if seen.last else []
-    titles |= dict.fromkeys(value for fields in seen.documents.values() for field, value in fields.items() if field in RELATIONS)
+    titles |= dict.fromkeys(
+        value for fields in seen.documents.values() for field, value in fields.items() if field in RELATIONS
+    )
     return [*(f"{OPEN}{title}{CLOSE}" for title in titles), *answers]
 
 

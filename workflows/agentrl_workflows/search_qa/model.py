@@ -62,7 +62,15 @@ def tokenizer_json() -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     vocabulary = pieces()
     added = [
-        {"id": at, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+        {
+            "id": at,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": special,
+        }
         for special, texts in ((True, SPECIAL), (False, (OPEN, CLOSE)))
         for at, text in ((vocabulary.index(text), text) for text in texts)
     ]

@@ -70,7 +70,7 @@ def held_out_questions(count: int, *, hops: Sequence[int] = (1, 2), seed: int = 
     rng = random.Random(derive_seed("search_qa held out", seed))
     starts = tuple(sorted(held_out_cities()))
     found: dict[str, Question] = {}
-    for _ in range(100 * count):
+    for _ in range(20 * count):
         question = _draw(rng, 0, hops[len(found) % len(hops)], starts, frozenset())
         found.setdefault(question.text, question)
         if len(found) == count:

@@ -194,6 +194,8 @@ def _final_times(run: Run, clock: float) -> dict[str, float]:
 
 def _logprobs(body: Mapping[str, Any], run: Run, last_id: int) -> dict[str, Any]:
     with_text = bool(body.get("return_text_in_logprobs"))
+    if run.score_from >= 0 and (body.get("token_ids_logprob") or body.get("top_logprobs_num")):
+        raise engine_error("the fake gives top and chosen log-probs of outputs only; ask with logprob_start_len -1")
 
     def triple(logprob: float | None, token: int) -> list[Any]:
         return [logprob, token, decode([token]) if with_text else None]

@@ -80,7 +80,7 @@ class FakeSGLang:
         self._model_path = model_path
         self._session_open = False
         self._faults: dict[str, Fault] = {}
-        self._transports: set[asyncio.BaseTransport] = set()
+        self._bodies: dict[int, Any] = {}
         self._runner: web.AppRunner | None = None
 
     @property
@@ -98,9 +98,9 @@ class FakeSGLang:
         if self._runner is not None:
             for site in list(self._runner.sites):
                 await site.stop()
-        for transport in self._transports:
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
+            for connection in self._runner.server.connections if self._runner.server is not None else ():
+                if connection.transport is not None:
+                    connection.transport.abort()
 
     async def __aenter__(self) -> FakeSGLang:
         app = web.Application(middlewares=[self._middleware], client_max_size=1 << 34)
@@ -123,8 +123,9 @@ class FakeSGLang:
         post("/update_weights_from_tensor", self._update_from_tensor)
         post("/end_weight_update", self._end_update)
         post("/update_weight_version", self._update_version)
-        # A handler whose client has gone is not cancelled: the real server looks for its clients by itself.
-        self._runner = web.AppRunner(app, handler_cancellation=False, shutdown_timeout=0.0)
+        # Handlers outlive their clients: the real server looks for its clients by itself.
+        # To aiohttp a shutdown_timeout of 0 means none.
+        self._runner = web.AppRunner(app, handler_cancellation=False, shutdown_timeout=0.05)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -138,26 +139,33 @@ class FakeSGLang:
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.transport is not None:
-            self._transports = {one for one in self._transports if not one.is_closing()} | {request.transport}
         raw = await request.text()
         try:
             body: Any = json.loads(raw) if raw else {}
         except ValueError:
             return web.json_response(replies.validation_error("body is no JSON").body, status=400)
-        request["body"] = body
         self.requests.append((request.path, body))
-        fault = self._faults.get(request.path)
-        if fault is not None and fault.times > 0:
-            fault.times -= 1
-            return await answer(fault.kind, request, await handler(request) if fault.kind == "drip" else None)
+        self._bodies[id(request)] = body
         try:
-            return await handler(request)
+            return await self._answer(request, handler)
         except BadRequest as error:
             return web.json_response(error.body, status=400)
         except Died:
             await self.kill()
             return web.Response(status=500)
+        finally:
+            del self._bodies[id(request)]
+
+    async def _answer(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """By the handler, unless a fault is due."""
+        fault = self._faults.get(request.path)
+        if fault is None or fault.times == 0:
+            return await handler(request)
+        fault.times -= 1
+        return await answer(fault.kind, request, await handler(request) if fault.kind == "drip" else None)
+
+    def _body(self, request: web.Request) -> Any:
+        return self._bodies[id(request)]
 
     async def _health(self, request: web.Request) -> web.Response:
         if request.path != "/ready" and self.scheduler.paused:
@@ -211,7 +219,7 @@ class FakeSGLang:
         )
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        body: Mapping[str, Any] = request["body"]
+        body: Mapping[str, Any] = self._body(request)
         prompts, batch = replies.read_prompts(body)
         copies = int((body.get("sampling_params") or {}).get("n", 1))
         prompts = [prompt for prompt in prompts for _ in range(copies)]
@@ -261,12 +269,12 @@ class FakeSGLang:
         return response
 
     async def _abort(self, request: web.Request) -> web.Response:
-        body = request["body"]
+        body = self._body(request)
         await self.scheduler.abort(list(self.scheduler.runs) if body.get("abort_all") else [body["rid"]])
         return web.Response()
 
     async def _pause(self, request: web.Request) -> web.Response:
-        await self.scheduler.pause(request["body"].get("mode", "abort"))
+        await self.scheduler.pause(self._body(request).get("mode", "abort"))
         return web.json_response({"message": "Generation paused successfully.", "status": "ok"})
 
     async def _continue(self, request: web.Request) -> web.Response:
@@ -275,7 +283,7 @@ class FakeSGLang:
         return web.json_response({"message": "Generation continued successfully.", "status": "ok"})
 
     async def _update_from_disk(self, request: web.Request) -> web.Response:
-        body = request["body"]
+        body = self._body(request)
         if not _is_folder(body["model_path"]):
             message = f"Failed to get weights iterator: Repo id must use alphanumeric chars: '{body['model_path']}'.."
             return web.json_response({"success": False, "message": message, "num_paused_requests": 0}, status=400)
@@ -310,7 +318,7 @@ class FakeSGLang:
         return _outcome(True, "Success")
 
     async def _update_from_tensor(self, request: web.Request) -> web.Response:
-        body = request["body"]
+        body = self._body(request)
         if not self._session_open:
             return _outcome(False, "update_weights_from_tensor must run between begin_weight_update() and end_weight_update()")
         try:
@@ -323,7 +331,7 @@ class FakeSGLang:
             return _outcome(False, str(error))
 
     async def _update_version(self, request: web.Request) -> web.Response:
-        body = request["body"]
+        body = self._body(request)
         if body.get("abort_all_requests", True):
             await self.scheduler.abort(list(self.scheduler.runs))
         self.scheduler.version = body["new_version"]

@@ -53,7 +53,8 @@ class ToyModel:
         missing = {"embed", "head"} - set(tensors)
         if missing:
             raise UserError(f"a toy model needs the tensors embed and head; {', '.join(sorted(missing))} missing")
-        embed, head = (np.array(tensors[name], np.float32) for name in ("embed", "head"))
+        arrays = [tensors[name] for name in ("embed", "head")]
+        embed, head = (np.array(one.numpy() if hasattr(one, "numpy") else one, np.float32) for one in arrays)
         if embed.shape != head.shape or embed.ndim != 2:
             raise UserError(f"a toy model's embed and head have one shape (vocab, width); got {embed.shape} and {head.shape}")
         self.tensors = {"embed": embed, "head": head}

@@ -1,0 +1,194 @@
+"""Settings by name (`credit.gamma=0.9`) put into an experiment.
+
+A setting is `path=value`. The path walks frozen dataclasses by field and mappings by key; a field's name given to a mapping
+that has no such key goes to every value of it (`policies.model=/x`). The value is read as the field's annotation says; a
+field that holds a plug-in takes a short name, `module:name` or `file.py:name`. Settings apply in order, so `credit=gigpo`
+comes before `credit.gamma=0.9`. Nothing is ignored: a setting that cannot take effect is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.config.values import CannotRead, expected, hints_of, lacking, read_value
+from agentrl.errors import UserError, capture, describe
+from agentrl.experiment import Experiment
+from agentrl.resolve import resolve, unknown
+
+
+def short_names(field: str) -> Mapping[str, Any] | None:
+    """The short names that a field called so takes; None if it takes none."""
+    from agentrl.credit import ESTIMATORS
+    from agentrl.engines.specs import Local, SGLang
+    from agentrl.learning.optimisers import AdamW, Muon
+    from agentrl.learning.schedules import Constant, Cosine, Linear
+    from agentrl.objectives import OBJECTIVES
+    from agentrl.rollout import Independent
+
+    tables: dict[str, Mapping[str, Any]] = {
+        "credit": ESTIMATORS,
+        "objective": OBJECTIVES,
+        "rollout": {"independent": Independent},
+        "engine": {"local": Local, "sglang": SGLang},
+        "optimiser": {"adamw": AdamW, "muon": Muon},
+        "schedule": {"constant": Constant, "linear": Linear, "cosine": Cosine},
+    }
+    return tables.get(field)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    path: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}={self.text}"
+
+
+def apply_settings(experiment: Experiment[Any, Any], settings: Sequence[str]) -> Experiment[Any, Any]:
+    """The experiment with the settings in it. `UserError` names the setting, what was got and what there is."""
+    parsed = [_parse(text) for text in settings]
+    _check_order(parsed)
+    for setting in parsed:
+        _refuse_shadowed(experiment, setting, parsed)
+    # what is said of all goes first, and what is said of one then stands in its place
+    for_all = [setting for setting in parsed if _shared_at(experiment, setting.path) is not None]
+    changed: Any = experiment
+    for setting in (*for_all, *(setting for setting in parsed if setting not in for_all)):
+        changed = _put(changed, setting.path, setting, ())
+    if parsed:
+        with _named("these settings do not go together"):
+            _ = changed.by_name
+    return changed
+
+
+def _parse(text: str) -> _Setting:
+    path, equals, value = text.partition("=")
+    names = tuple(name.strip() for name in path.split("."))
+    if not equals or not all(names):
+        raise UserError(f"a setting is `name=value` or `name.field=value`, got {text!r}")
+    return _Setting(names, value.strip())
+
+
+def _check_order(settings: Sequence[_Setting]) -> None:
+    """No setting twice, and none whose owner a later one replaces."""
+    seen: dict[tuple[str, ...], _Setting] = {}
+    for setting in settings:
+        if setting.path in seen:
+            raise UserError(f"{'.'.join(setting.path)} is set twice: {seen[setting.path]} and {setting}; give it once")
+        for path, earlier in seen.items():
+            if path[: len(setting.path)] == setting.path:
+                raise UserError(f"{earlier} has no effect, for {setting} behind it replaces its owner; give {setting} first")
+        seen[setting.path] = setting
+
+
+def _shared_at(value: Any, path: Sequence[str]) -> tuple[int, Mapping[str, Any]] | None:
+    """Where a path goes on through all values of a mapping (index of the name that is no key), and that mapping."""
+    for at, name in enumerate(path):
+        if isinstance(value, Mapping):
+            if name not in value:
+                return at, value
+            value = value[name]
+        elif dataclasses.is_dataclass(value) and hasattr(value, name):
+            value = getattr(value, name)
+        else:
+            return None
+    return None
+
+
+def _refuse_shadowed(experiment: Any, setting: _Setting, settings: Sequence[_Setting]) -> None:
+    """`policies.model=a` is unused when every policy has a `policies.NAME.model` of its own."""
+    found = _shared_at(experiment, setting.path)
+    if found is None:
+        return
+    at, mapping = found
+    given = {other.path for other in settings}
+    own = [(*setting.path[:at], key, *setting.path[at:]) for key in mapping]
+    if own and all(path in given for path in own):
+        raise UserError(f"{setting} has no effect, for {', '.join('.'.join(path) for path in own)} are all set; drop it")
+
+
+def _put(owner: Any, path: tuple[str, ...], setting: _Setting, walked: tuple[str, ...]) -> Any:
+    """`owner` with the value at `path` replaced."""
+    name, rest = path[0], path[1:]
+    if isinstance(owner, Mapping):
+        return _put_in_mapping(owner, path, setting, walked)
+    fields = _settable(owner)
+    if not fields:
+        what = f"{'.'.join(walked)} is {owner!r:.60}"
+        raise UserError(f"{setting}: {what}, which has no field {name!r}")
+    if name not in fields:
+        raise UserError(f"{setting}: {type(owner).__name__} has no field {name!r}; {unknown(name, fields)}")
+    current = getattr(owner, name)
+    value = _put(current, rest, setting, (*walked, name)) if rest else _read(hints_of(type(owner))[name], current, setting)
+    with _named(str(setting)):
+        return dataclasses.replace(owner, **{name: value})
+
+
+def _put_in_mapping(owner: Mapping[str, Any], path: tuple[str, ...], setting: _Setting, walked: tuple[str, ...]) -> Any:
+    name, rest = path[0], path[1:]
+    if name in owner:
+        value = _put(owner[name], rest, setting, (*walked, name)) if rest else _read(type(owner[name]), owner[name], setting)
+        return {**owner, name: value}
+    fields = {field for value in owner.values() for field in _settable(value)}
+    if name not in fields:
+        raise UserError(f"{setting}: {'.'.join(walked)} has no {name!r}; {unknown(name, [*owner, *fields])}")
+    return {key: _put(value, path, setting, (*walked, key)) for key, value in owner.items()}
+
+
+def _settable(owner: Any) -> tuple[str, ...]:
+    if not dataclasses.is_dataclass(owner) or isinstance(owner, type):
+        return ()
+    return tuple(field.name for field in dataclasses.fields(owner) if field.init)
+
+
+def _read(hint: Any, current: Any, setting: _Setting) -> Any:
+    """The text as a value of the field: by its annotation, else as the name of a plug-in."""
+    try:
+        return read_value(hint, setting.text, current)
+    except CannotRead:
+        names = short_names(setting.path[-1])
+    if names is None and ":" not in setting.text and not setting.text.endswith(".py"):
+        raise UserError(f"{setting}: got {setting.text!r}, expected {expected(hint, current)}")
+    with _named(str(setting)):
+        return _plug_in(hint, setting, names)
+
+
+def _plug_in(hint: Any, setting: _Setting, names: Mapping[str, Any] | None) -> Any:
+    found = resolve(setting.text, table=names)
+    # a class is made; tasks and the like come from functions, as experiments do
+    if isinstance(found, type) or (inspect.isfunction(found) and lacking(hint, found)):
+        _refuse_needy(found)
+        found = found()
+    missing = lacking(hint, found)
+    if missing:
+        raise UserError(f"got {found!r:.80}, which lacks {', '.join(missing)}; expected {expected(hint, None)}")
+    return found
+
+
+def _refuse_needy(made_by: Any) -> None:
+    needed = [
+        name
+        for name, parameter in inspect.signature(made_by).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if needed:
+        raise UserError(
+            f"{made_by.__name__} needs {', '.join(needed)} and cannot be made from its name alone; "
+            "name a value of yours instead: file.py:NAME"
+        )
+
+
+@contextmanager
+def _named(what: str) -> Generator[None]:
+    """Puts `what` before the message of whatever error ends the block."""
+    with capture() as caught:
+        yield
+    if caught.error is not None:
+        said = str(caught.error) if isinstance(caught.error, UserError) else describe(caught.error)
+        raise UserError(said if said.startswith(what) else f"{what}: {said}") from caught.error

@@ -1,0 +1,171 @@
+"""What a step measured, and the sinks that keep it: a JSONL file, TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from agentrl.errors import UserError, capture
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Numbers of one learner step, by name. A name is measured at most once a step; more may come in a second value."""
+
+    step: int
+    values: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise UserError(f"a step is >= 0, got {self.step}")
+
+
+class Sink(Protocol):
+    """Where metrics go. `write` is called in the order of steps; after a resume the steps since the checkpoint come again."""
+
+    def write(self, metrics: StepMetrics) -> None: ...
+
+    def note(self, text: str) -> None:
+        """A line for people."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class JSONL:
+    """A line for each value written, flushed at once: {"step": 3, "loss": 0.5, ...}; nan and infinities are null.
+
+    Append-only, and opened by the first line (a run's folder may not exist before). Each opening begins with a line
+    {"session": n}: what a resumed run writes stands in the place of what earlier sessions wrote of that step, and takes back
+    what they wrote of later ones. `read_metrics` gives what is valid.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: TextIO | None = None
+
+    def write(self, metrics: StepMetrics) -> None:
+        """See `Sink`."""
+        reserved = {"step", "session", "note"} & metrics.values.keys()
+        if reserved:
+            raise UserError(f"a metric cannot be called {reserved.pop()!r}, which the file uses itself; give it another name")
+        numbers = {name: float(value) for name, value in metrics.values.items()}
+        self._line({"step": metrics.step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()})
+
+    def note(self, text: str) -> None:
+        """See `Sink`."""
+        self._line({"note": text})
+
+    def close(self) -> None:
+        """See `Sink`."""
+        if self._file is not None:
+            self._file.close()
+
+    def _line(self, entry: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._opened()
+        self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def _opened(self) -> TextIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        session, torn = _last_session(self.path)
+        file = self.path.open("a", encoding="utf-8")
+        # a crash in the middle of a line: it ends here, and the reader passes over it
+        file.write(("\n" if torn else "") + json.dumps({"session": session + 1}) + "\n")
+        return file
+
+
+def read_metrics(path: str | Path) -> tuple[StepMetrics, ...]:
+    """The valid steps of a JSONL file in order, one value a step; null is nan. `UserError` names a line that is no entry."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"there are no metrics at {file}; give the metrics.jsonl of a run")
+    steps: dict[int, dict[str, float]] = {}
+    earlier: set[int] = set()
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        entry = _entry(line)
+        if entry is None:
+            follows = next((later for later in lines[number:] if later), None)
+            if line and follows is not None and "session" not in (_entry(follows) or {}):
+                raise UserError(f"{file}:{number} is no metrics entry: {line[:80]!r}")
+        elif "session" in entry:
+            earlier = set(steps)
+        elif "step" in entry:
+            step = int(entry.pop("step"))
+            for stale in [known for known in earlier if known > step]:
+                del steps[stale]
+                earlier.remove(stale)
+            numbers = {name: math.nan if value is None else float(value) for name, value in entry.items()}
+            steps.setdefault(step, {}).update(numbers)
+    return tuple(StepMetrics(step, values) for step, values in sorted(steps.items()))
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    value: Any = None
+    with capture():
+        value = json.loads(line)
+    return value if isinstance(value, dict) else None
+
+
+def _last_session(path: Path) -> tuple[int, bool]:
+    """Number of the last session in the file, and whether its last line was cut off."""
+    if not path.is_file():
+        return 0, False
+    text = path.read_text(encoding="utf-8", errors="replace")
+    sessions = [entry["session"] for entry in map(_entry, text.split("\n")) if entry is not None and "session" in entry]
+    return max(sessions, default=0), bool(text) and not text.endswith("\n")
+
+
+class TensorBoard:
+    """Scalars for TensorBoard in a folder. Needs the extra `charts`.
+
+    Opened at the first write: what an earlier session wrote from that step on is marked as replaced, as TensorBoard does it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        if importlib.util.find_spec("tensorboardX") is None:  # asked for now, so that a run does not begin without it
+            raise UserError('TensorBoard needs tensorboardX; pip install "agentrl-runtime[charts]"')
+        self.folder = Path(folder)
+        self._writer: Any = None
+        self._notes: list[str] = []
+        self._step = 0
+
+    def write(self, metrics: StepMetrics) -> None:
+        """See `Sink`. What is not finite is left out."""
+        self._step = metrics.step
+        writer = self._opened()
+        for name, value in metrics.values.items():
+            if math.isfinite(value):
+                writer.add_scalar(name, float(value), metrics.step)
+        writer.flush()
+
+    def note(self, text: str) -> None:
+        """See `Sink`; a text under "notes"."""
+        if self._writer is None:
+            self._notes.append(text)
+        else:
+            self._writer.add_text("notes", text, self._step)
+
+    def close(self) -> None:
+        """See `Sink`."""
+        if self._writer is None and self._notes:
+            self._opened()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _opened(self) -> Any:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            resumed = self.folder.is_dir() and any(self.folder.glob("events.out.tfevents.*"))
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._step if resumed else None)
+            for text in self._notes:
+                self._writer.add_text("notes", text, self._step)
+        return self._writer

@@ -1,0 +1,72 @@
+"""What is on record of an episode before it runs: nothing if it is new; else the walk that its code is led through again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentrl.effect import Effect
+from agentrl.runtime.pending import Pending, Place, told
+
+SYNCHRONOUS = ("reward", "note")
+"""Kinds that the code writes at once, and nobody waits for."""
+
+
+class Record:
+    """Effects in the order in which they were handed in. Lost ones and intents are passed over, for nobody was told of them."""
+
+    __slots__ = ("_entries", "_made", "_next", "_places", "attempts", "intents", "lasted", "sequence")
+
+    def __init__(self, effects: Sequence[Effect]) -> None:
+        handed_in = [effect for effect in effects if effect.completed >= 0 and effect.status != "lost"]
+        self._entries = sorted(handed_in, key=lambda effect: effect.completed)
+        self._places = {(effect.key.branch, effect.key.position): effect for effect in self._entries}
+        self._next = 0
+        self._made: set[Place] = set()
+        self.sequence = max((max(effect.issued, effect.completed) for effect in effects), default=-1) + 1
+        """The first number that is free."""
+        self.lasted = max((effect.at for effect in effects), default=0.0)
+        """Seconds of the episode that it covers."""
+        ended = {(effect.key.branch, effect.key.position) for effect in effects if effect.status != "intent"}
+        begun = {(effect.key.branch, effect.key.position) for effect in effects if effect.status == "intent"}
+        self.intents = begun - ended
+        """What was begun, outlives the process, and has no end on record."""
+        self.attempts: dict[Place, int] = {}
+        """How many failed attempts of an effect are on record."""
+        for effect in effects:
+            if effect.status == "lost":
+                place = (effect.key.branch, effect.key.position)
+                self.attempts[place] = max(self.attempts.get(place, 0), effect.key.attempt + 1)
+
+    def at(self, place: Place) -> Effect | None:
+        """What the record holds of an effect."""
+        return self._places.get(place)
+
+    def next(self) -> Effect | None:
+        """What is handed in next; None when the record is used up."""
+        entries = self._entries
+        while self._next < len(entries):
+            entry = entries[self._next]
+            if entry.kind not in SYNCHRONOUS or (entry.key.branch, entry.key.position) not in self._made:
+                return entry
+            self._next += 1
+        return None
+
+    def advance(self) -> None:
+        """The next one was handed in."""
+        self._next += 1
+
+    def made(self, place: Place) -> None:
+        """The code has written a synchronous effect again."""
+        self._made.add(place)
+
+    def differs(self, pending: Pending) -> str:
+        """How what the code asks for differs from what the record holds at its place; empty = it does not, or nothing does."""
+        entry = self._places.get(pending.place)
+        if entry is None or (entry.kind == pending.kind and entry.request == pending.request):
+            return ""
+        return f"the record holds {said(entry)}, the code asks for {pending}"
+
+
+def said(entry: Effect) -> str:
+    """An entry in a message."""
+    return told(entry.kind, entry.name, entry.key, entry.note, entry.request)

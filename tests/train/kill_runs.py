@@ -1,0 +1,107 @@
+"""Kills a training run by SIGKILL and lets it go on, many times; tells what each run ended with, as JSON lines.
+
+    python -m tests.train.kill_runs FOLDER CASE [CASE ...]        CASE = point:count, or @seed for a moment drawn from it
+
+Forks from one process that has everything imported, for speed. A 30-second run: set AGENTRL_KILL_STEPS=60.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentrl import faults, train
+from agentrl.store.sqlite import SQLiteStore
+from agentrl.transformer.weights import load_weights
+from tests.train.small import small, warmed
+
+STEPS = int(os.environ.get("AGENTRL_KILL_STEPS", "4"))
+
+
+def forked(body: Callable[[], None], *, kill_after: float | None = None) -> int:
+    """Runs `body` in a child; gives its exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            body()
+            os._exit(0)
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(model: Path, out: Path, fault: str = "") -> None:
+    faults.arm(fault)
+    asyncio.run(train(small(model, steps=STEPS, checkpoint_every=2, eval_every=2), out=out))
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """What the store holds of every episode that has ended."""
+    if not (out / "store.db").exists():
+        return {}
+    found: dict[str, Any] = {}
+    with SQLiteStore(out / "store.db", read_only=True) as store:
+        for episode in store.episodes():
+            if episode.status != "running":
+                turns = [[turn.digest.hex(), turn.logprobs.tobytes().hex()] for turn in episode.turns]
+                found[episode.id] = [episode.status, episode.output, episode.reward, turns]
+    return found
+
+
+def digest(out: Path) -> str:
+    folder = sorted((out / "checkpoints" / "searcher").glob("step-*"))[-1]
+    sum_ = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(load_weights(folder).items()):
+        sum_.update(name.encode() + tensor.numpy().tobytes())
+    return sum_.hexdigest()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    model = folder / "warm" / "checkpoints" / "searcher"
+    if not model.exists():
+        assert forked(lambda: print("warm", warmed(folder), file=sys.stderr)) == 0
+    model = sorted(model.glob("step-*"))[-1]
+    began = time.monotonic()
+    assert forked(lambda: run(model, folder / "whole")) == 0
+    seconds = time.monotonic() - began
+    whole, want = digest(folder / "whole"), finished(folder / "whole")
+    for case in sys.argv[2:]:
+        out = folder / case.replace(":", "-")
+        if case.startswith("@"):
+            after = random.Random(int(case[1:])).uniform(0.05, 0.95) * seconds
+            status = forked(lambda out=out: run(model, out), kill_after=after)
+        else:
+            status = forked(lambda out=out, case=case: run(model, out, case))
+        before = finished(out)
+        again = forked(lambda out=out: run(model, out))
+        after_all = finished(out) if again == 0 else {}
+        report = {
+            "case": case,
+            "killed": status == -signal.SIGKILL,
+            "resumed": again == 0,
+            "same_weights": again == 0 and digest(out) == whole,
+            "finished_when_killed": len(before),
+            "lost": sum(after_all.get(name) != episode for name, episode in before.items()),
+            "same_episodes": after_all == want,
+        }
+        print(json.dumps(report), flush=True)
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The search agent as experiments: a supervised warm start on demonstrations, then reinforcement learning.
+
+agentrl train agentrl_workflows.search_qa.experiment:search_qa --set policies.model=FOLDER --out runs/mine
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentrl import Agent, Episode, Experiment, Limits, Policy, Team, workflow
+from agentrl.credit import GiGPO
+from agentrl.credit.imitation import Imitation
+from agentrl.engines import Demonstrations
+from agentrl.learning.optimisers import Muon
+from agentrl.learning.schedules import Linear
+from agentrl.objectives import NLL, Clipped
+from agentrl.rollout import Independent
+from agentrl_workflows.search_qa.demonstrator import demonstrator
+from agentrl_workflows.search_qa.questions import Question, exact_match, held_out_questions, train_questions
+from agentrl_workflows.search_qa.retrieval import search_of
+
+
+@workflow(Agent("searcher", tools=[search_of(0)], max_turns=4, max_tokens=12))
+async def answer(task: Question, team: Team) -> str:
+    """Searches the documents of the question's world, then answers."""
+    return (await team["searcher"].run(task.text, tools=[search_of(task.world)])).text
+
+
+def right(task: Question, output: str, episode: Episode) -> float:
+    """1 for the answer that the documents hold, else 0."""
+    return exact_match(output, task.answer)
+
+
+def search_qa(model: str | Path = "models/warm", *, seed: int = 0, steps: int = 200) -> Experiment[Question, str]:
+    """Reinforcement learning from outcomes alone."""
+    return Experiment(
+        answer,
+        reward=right,
+        tasks=train_questions(4096, hops=(1, 2), seed=seed),
+        held_out=held_out_questions(200, hops=(1, 2)),
+        rollout=Independent(8),
+        credit=GiGPO(),
+        objective=Clipped(),
+        policies=Policy(
+            "searcher", model=model, parser="tags", optimiser=Muon(lr=0.004, adamw_lr=4e-4, schedule=Linear(steps))
+        ),
+        steps=steps,
+        tasks_per_step=8,
+        seed=seed,
+        eval_every=20,
+        checkpoint_every=20,
+        limits=Limits(concurrency=256),
+    )
+
+
+def warm_up(model: str | Path, *, seed: int = 0, steps: int = 240, skill: float = 0.4) -> Experiment[Question, str]:
+    """Supervised learning on demonstrations that are right with probability `skill` a turn."""
+    return Experiment(
+        answer,
+        reward=right,
+        tasks=train_questions(steps * 64, hops=(1, 2), seed=seed + 1),
+        held_out=held_out_questions(200, hops=(1, 2)),
+        rollout=Independent(1),
+        credit=Imitation(),
+        objective=NLL(),
+        engine=Demonstrations(demonstrator(skill)),
+        policies=Policy("searcher", model=model, parser="tags", optimiser=Muon(lr=0.02, adamw_lr=2e-3, schedule=Linear(steps))),
+        steps=steps,
+        tasks_per_step=64,
+        min_group=1,
+        seed=seed,
+        eval_every=0,
+        checkpoint_every=steps,
+        limits=Limits(concurrency=256),
+    )
