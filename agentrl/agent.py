@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agentrl.context import Context, Full
 from agentrl.effect import digest_request
 from agentrl.episode import StopReason, Turn
-from agentrl.errors import EngineError, UserError
+from agentrl.errors import ContextOverflow, EngineError, UserError
 from agentrl.rendering.contract import Message, Parsed, ToolRequest
 from agentrl.tool import Tool, as_tools
 from agentrl.toolcall import call_tool
@@ -82,11 +82,16 @@ class AgentRun:
 
     async def run(self) -> Reply:
         """The loop, inside the agent's deadline."""
+        deadline = asyncio.timeout(self._agent.timeout)
         try:
-            async with asyncio.timeout(self._agent.timeout):
+            async with deadline:
                 stop = await self._loop()
         except TimeoutError:
+            if not deadline.expired():
+                raise
             stop = "deadline"
+        except ContextOverflow:
+            stop = "context_overflow"
         except EngineError as error:
             self._team.note_stop(self._agent.name, "engine_failure")
             raise error

@@ -68,9 +68,11 @@ class Team:
     ) -> Any:
         """Runs anything that touches the world, once; a replay hands back what it gave.
 
-        `function` is async or sync (run in a thread); arguments and result are JSON. What it raises is raised here, live
-        and on replay alike. `outlives` and `idempotent` as for a `Tool`.
+        `function` is async or sync (run in a thread); arguments and result are JSON (an argument that is not, such as a
+        client, is told by its class alone). What it raises is raised here, live and on replay alike. `outlives` and
+        `idempotent` as for a `Tool`.
         """
+        said = _said(name, arguments)
 
         async def run(asked: Asked) -> Outcome:
             if inspect.iscoroutinefunction(function):
@@ -79,15 +81,15 @@ class Team:
                 given = await self.thread(lambda: function(*arguments))
                 given = await given if inspect.isawaitable(given) else given
             try:
-                return Outcome(json.loads(json.dumps(given)))
+                return Outcome(_as_json(given))
             except (TypeError, ValueError) as error:
                 raise UserError(
                     f"effect {name!r} must give JSON (text, numbers, lists, dicts), got {type(given).__name__}"
                 ) from error
 
-        request = digest_request("effect", name, json.loads(json.dumps(arguments, default=repr)))
-        ask = Ask("effect", name, request, repr(arguments)[:120], run, outlives=outlives, idempotent=idempotent)
-        return (await self.world.perform(ask)).value
+        request = digest_request("effect", name, said.encode())
+        ask = Ask("effect", name, request, said[:120], run, outlives=outlives, idempotent=idempotent)
+        return _as_json((await self.world.perform(ask)).value)  # its own copy: what it does to it is not recorded
 
     def reward(self, value: float, *, name: str = "reward", turn: Turn | None = None, agent: str | None = None) -> None:
         """Gives a reward: to a turn or, without one, at the end; to one agent or, without one, to the team."""
@@ -155,6 +157,21 @@ class Team:
         assert turn is not None
         self._last = turn.id
         return turn
+
+
+def _said(name: str, arguments: tuple[Any, ...]) -> str:
+    """Arguments as they are compared."""
+    try:
+        return json.dumps(
+            arguments, sort_keys=True, separators=(",", ":"), default=lambda value: f"<{type(value).__qualname__}>"
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the arguments of effect {name!r} must be JSON (text, numbers, lists, dicts): {error}") from error
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from the record; a copy of its own."""
+    return value if value is None or type(value) in (str, int, float, bool) else json.loads(json.dumps(value))
 
 
 @dataclass(frozen=True, slots=True)

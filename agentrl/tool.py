@@ -51,6 +51,8 @@ class Tool:
     idempotent: bool = True
     outlives: bool = False
     is_async: bool = True
+    keyed: bool = False
+    """`call` takes `idempotency_key` (hidden from the model): the same text for every try of one call, in every process."""
     required: frozenset[str] = field(default_factory=frozenset[str])
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class Tool:
         return ""
 
 
+_KEY = "idempotency_key"
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -118,6 +121,7 @@ def as_tool(value: Any) -> Tool:
         parameters=parameters,
         call=value,
         is_async=inspect.iscoroutinefunction(target),
+        keyed=_KEY in inspect.signature(target).parameters,
         required=required,
         **limits,
     )
@@ -153,7 +157,7 @@ def _schema(function: Any, name: str) -> tuple[dict[str, Any], frozenset[str]]:
     properties: dict[str, Any] = {}
     required: list[str] = []
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.name == "self":
+        if parameter.name in ("self", _KEY):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise UserError(f"tool {name}: *{parameter.name} cannot be described to a model; name each argument")

@@ -6,11 +6,12 @@ import asyncio
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agentrl.effect import digest_request
 from agentrl.episode import ToolStatus, Turn
-from agentrl.errors import capture, describe
+from agentrl.errors import ToolError, capture, describe
 from agentrl.rendering.contract import ToolRequest
 from agentrl.tool import Tool, ToolOutput
 from agentrl.workflow import Ask, Asked, Outcome
@@ -29,19 +30,17 @@ async def call_tool(team: Team, tools: Mapping[str, Tool], turn: Turn, request: 
         refused = ("unknown_tool", f"there is no tool {request.name!r}; there are: {', '.join(tools) or 'none'}")
     elif problem := tool.check(request.arguments):
         refused = ("bad_arguments", problem)
-    arguments = dict(request.arguments)
+    said = json.dumps(dict(request.arguments))
 
     async def run(asked: Asked) -> Outcome:
-        status, output, attempts = (
-            (refused[0], ToolOutput(refused[1]), 0) if refused or tool is None else ("ok", ToolOutput(""), 0)
-        )
-        if refused is None and tool is not None:
-            status, output, attempts = await _attempts(team, tool, arguments, asked)
-        limit = tool.max_output if tool is not None else 8192
-        text = cut_middle(output.text, limit)
+        if refused is not None or tool is None:
+            status, output, attempts = refused[0] if refused else "unknown_tool", ToolOutput(refused[1] if refused else ""), 0
+        else:
+            status, output, attempts = await _attempts(team, tool, said, asked)
+        text = cut_middle(output.text, tool.max_output if tool is not None else 8192)
         value: dict[str, Any] = {
             "turn": turn.id,
-            "arguments": arguments,
+            "arguments": json.loads(said),
             "status": status,
             "output": text,
             "started": asked.issued_at,
@@ -57,8 +56,8 @@ async def call_tool(team: Team, tools: Mapping[str, Tool], turn: Turn, request: 
     ask = Ask(
         kind="tool",
         name=request.name,
-        request=digest_request(turn.id, request.name, arguments, request.error),
-        note=json.dumps(arguments)[:120],
+        request=digest_request(turn.id, request.name, said.encode(), request.error),
+        note=said[:120],
         run=run,
         outlives=tool is not None and refused is None and tool.outlives,
         idempotent=tool is None or tool.idempotent,
@@ -67,35 +66,44 @@ async def call_tool(team: Team, tools: Mapping[str, Tool], turn: Turn, request: 
     return ToolOutput(value["output"], value["data"], value["state"])
 
 
-async def _attempts(team: Team, tool: Tool, arguments: dict[str, Any], asked: Asked) -> tuple[ToolStatus, ToolOutput, int]:
-    last: tuple[ToolStatus, ToolOutput] = ("error", ToolOutput(""))
+async def _attempts(team: Team, tool: Tool, said: str, asked: Asked) -> tuple[ToolStatus, ToolOutput, int]:
+    """Runs a tool until it gives something; each try has the arguments to itself."""
+    status: ToolStatus = "error"
+    output = ToolOutput("")
     for attempt in range(tool.retries + 1):
         with capture() as caught:
-            try:
-                async with asyncio.timeout(tool.timeout) as deadline:
-                    given = await _run(team, tool, arguments, asked)
-            except TimeoutError:
-                if not deadline.expired():
-                    raise
-                last = ("timeout", ToolOutput(f"{tool.name} gave nothing within {tool.timeout:g} s"))
-                continue
-            return "ok", _as_output(given), attempt + 1
-        assert caught.error is not None
-        last = ("error", ToolOutput(f"{tool.name} failed: {describe(caught.error)}"))
-    return *last, tool.retries + 1
+            status, output = await _try(team, tool, json.loads(said), asked)
+        if caught.error is not None:
+            status, output = "error", ToolOutput(f"{tool.name} failed: {describe(caught.error)}")
+        if status == "ok":
+            return status, output, attempt + 1
+    return status, output, tool.retries + 1
 
 
-async def _run(team: Team, tool: Tool, arguments: dict[str, Any], asked: Asked) -> Any:
-    if "idempotency_key" in inspect.signature(tool.call).parameters if tool.outlives else False:
-        arguments = arguments | {"idempotency_key": asked.idempotency_key}
-    if tool.is_async:
-        return await tool.call(**arguments)
-    return await team.thread(lambda: tool.call(**arguments))
+async def _try(team: Team, tool: Tool, arguments: dict[str, Any], asked: Asked) -> tuple[ToolStatus, ToolOutput]:
+    if tool.keyed:
+        arguments["idempotency_key"] = asked.idempotency_key
+    deadline = asyncio.timeout(tool.timeout)
+    try:
+        async with deadline:
+            given = tool.call(**arguments) if tool.is_async else await team.thread(lambda: tool.call(**arguments))
+            return "ok", _as_output(await given if inspect.isawaitable(given) else given)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        return "timeout", ToolOutput(f"{tool.name} gave nothing within {tool.timeout:g} s")
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        return "cancelled", ToolOutput(f"{tool.name} was cancelled from inside")
+    except SystemExit as error:
+        raise ToolError(f"it called sys.exit({error.code})") from error
 
 
 def _as_output(given: Any) -> ToolOutput:
     if isinstance(given, ToolOutput):
-        return given
+        return replace(given, data=json.loads(json.dumps(dict(given.data)))) if given.data else given
     if isinstance(given, str):
         return ToolOutput(given)
     return ToolOutput(json.dumps(given, ensure_ascii=False, default=str))

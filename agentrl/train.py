@@ -61,7 +61,8 @@ async def train(
 ) -> TrainResult:
     """Trains until `experiment.steps` batches are learned, or `stop` is set; called again, goes on where it was.
 
-    `sinks` None = a table on the terminal, metrics.jsonl and TensorBoard in the run. Raises `UserError` for what cannot run (before the first token), `RunLocked` if another process trains in `out`.
+    `sinks` None = a table on the terminal, metrics.jsonl and TensorBoard in the run. Raises `UserError` for what cannot run
+    (before the first token), `RunLocked` if another process trains in `out`.
     """
     check(experiment)
     run = Run.create(Path(out), experiment, target=target, settings=settings, fresh=fresh)

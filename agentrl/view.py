@@ -6,6 +6,7 @@ cursor or change the terminal.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -278,6 +279,8 @@ def _numbers(values: Mapping[str, float]) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping | Sequence) or value is None or isinstance(value, bool | int | float):
         return json.dumps(value, ensure_ascii=False, default=repr)
     return repr(value)

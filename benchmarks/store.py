@@ -158,8 +158,10 @@ def main() -> None:
         wide = asyncio.run(write_store(folder / "wide.db", make_effects(turns, 151_936), "store, ids of 3 bytes"))
         size = store.bytes // turns
         rows = [store, wide, write_bare_sqlite(folder / "bare.db", size, turns), write_bare_file(folder / "bare", size, turns)]
-    print(f"{turns} turns of {CONTEXT} + {SAMPLED} tokens; {size} bytes a turn on disk; flush every {BATCH}")
-    print(f"{'':26}{'turns/s':>9}{'x wall':>8}{'CPU s':>7}{'us/turn':>8}{'x CPU':>7}{'commit ms p50':>15}{'p99':>6}{'max':>6}{'flush p99':>10}{'max':>6}")
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{turns} turns of {CONTEXT} + {SAMPLED} tokens; {size} bytes a turn on disk; flush every {BATCH}; {load}")
+    heads = f"{'turns/s':>9}{'x wall':>8}{'CPU s':>7}{'us/turn':>8}{'x CPU':>7}{'commit ms p50':>15}{'p99':>6}{'max':>6}"
+    print(f"{'':26}{heads}{'flush p99':>10}{'max':>6}")
     for row in rows:
         print(
             f"{row.name:26}{turns / row.wall:9.0f}{row.wall / store.wall:8.2f}{row.cpu:7.2f}{row.cpu / turns * 1e6:8.1f}"
@@ -167,7 +169,9 @@ def main() -> None:
             f"{quantile(row.commits_ms, 1):>6}{quantile(row.flushes_ms, 0.99):>10}{quantile(row.flushes_ms, 1):>6}"
         )
     tokens = turns * (CONTEXT + SAMPLED)
-    print(f"bytes a token: {packed / tokens:.2f} in the token columns, {store.bytes / tokens:.2f} on disk with all metadata and indexes")
+    print(
+        f"bytes a token: {packed / tokens:.2f} in the token columns, {store.bytes / tokens:.2f} on disk with all metadata and indexes"
+    )
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def read_value(hint: Any, text: str, current: Any) -> Any:
 
 def _read_union(options: Sequence[Any], text: str, current: Any) -> Any:
     """The first option that takes the text; text itself is asked last, for it takes everything."""
+    if Path in options and str in options:  # text it is, unless it must be expanded
+        options = [option for option in options if option is not (str if text.startswith("~") else Path)]
     ranks: list[Any] = [type(None), bool, int, float, Path, str]
     for option in sorted(options, key=lambda option: ranks.index(option) if option in ranks else 3.5):
         try:
@@ -133,13 +135,10 @@ def lacking(hint: Any, value: Any) -> list[str]:
     if not isinstance(kind, type):
         return []
     if getattr(kind, "_is_protocol", False):
-        return [name for name in vars(kind) if _is_asked(name) and not hasattr(value, name)]
+        asked = [name for name in (*vars(kind), *kind.__annotations__) if name == "__call__" or not name.startswith("_")]
+        return [name for name in asked if not hasattr(value, name)]
     if kind in (str, int, float, bool, Path, type(None), object):
         return [] if isinstance(value, kind) else [kind.__name__]
     if issubclass(kind, Sequence | Mapping) or dataclasses.is_dataclass(kind):
         return [] if isinstance(value, kind) else [f"kinship with {kind.__name__}"]
     return []
-
-
-def _is_asked(name: str) -> bool:
-    return name == "__call__" or not name.startswith("_")

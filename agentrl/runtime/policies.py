@@ -17,7 +17,7 @@ def checkpoints(run: Path, policy: str) -> list[Path]:
 
 
 def models_of(experiment: Experiment[Any, Any], policies: str | Path | None) -> dict[str, Path]:
-    """The folder of each policy by name. `policies` is a run folder, a model folder for all, or None for what it starts from."""
+    """The folder of each policy by name. `policies` is a run, a model folder for all, or None for what they start from."""
     named = experiment.by_name
     if policies is None:
         return {name: Path(policy.model) for name, policy in named.items()}

@@ -19,7 +19,7 @@ class Connection(sqlite3.Connection):
 def open_writer(path: Path) -> sqlite3.Connection:
     """The writing connection to a file at the present schema, made or brought there if need be. It may change threads."""
     with _opening(path):
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
         try:
             read_version(connection, path)  # before anything is changed in a file that may not be ours
             _set_up(connection, path)
@@ -72,7 +72,8 @@ def open_reader(path: Path) -> Connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:
         connection.close()
-        if error.sqlite_errorname != "SQLITE_CANTOPEN" or path.with_name(path.name + "-wal").exists():
+        refused = error.sqlite_errorname == "SQLITE_CANTOPEN" or error.sqlite_errorname.startswith("SQLITE_READONLY")
+        if not refused or path.with_name(path.name + "-wal").exists():
             raise
         # in a folder that cannot be written SQLite cannot set up the log's index; without a log there is nothing to miss
         connection = _connect_reader(path, "mode=ro&immutable=1")

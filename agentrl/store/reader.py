@@ -96,8 +96,10 @@ class Reader:
 
     def check(self) -> tuple[str, ...]:
         """What SQLite finds wrong with the file, reading all of it; empty = sound."""
-        with self._snapshot() as connection:
-            found = tuple(text for (text,) in connection.execute("PRAGMA integrity_check"))
+        try:
+            found = tuple(text for (text,) in self.rows("PRAGMA integrity_check"))
+        except StoreError as error:  # too damaged to look through
+            return (str(error),)
         return () if found == ("ok",) else found
 
     # --- for the writing side -------------------------------------------------------------------------------------------

@@ -294,7 +294,9 @@ class SQLiteStore:
         if self._reader is None:
             raise StoreError(f"{self.path} is not open: use the store in a with block")
         if os.getpid() != self._owner.pid:  # neither threads nor SQLite's connections outlive a fork
-            raise StoreError(f"{self.path} was opened by pid {self._owner.pid} and this is a fork of it: open the store anew here")
+            raise StoreError(
+                f"{self.path} was opened by pid {self._owner.pid} and this is a fork of it: open the store anew here"
+            )
         return self._reader
 
     def _writing(self) -> Writer:

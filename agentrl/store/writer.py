@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 256
 MAX_BYTES = 1 << 20
 """A group closes at this many rows or bytes: so many are committed well within 20 ms."""
+STATEMENT_ROWS = 128
+"""Rows of one insert. Every number up to it is a statement of its own, kept prepared by the connection."""
 CHECKPOINT_BYTES = 2 << 20
 """Bytes of write-ahead log after which it is copied into the database."""
 
@@ -247,16 +249,12 @@ class Writer:
             )
 
     def _insert_rows(self, table: str, rows: list[Row]) -> None:
-        """Many rows a statement: each statement gives up the GIL once, and a busy event loop may keep it for 5 ms."""
+        """Few statements, of many rows: each gives up the GIL once, and a busy event loop may then keep it for 5 ms."""
         head, width, behind = TABLES[table]
         values = f"({','.join('?' * width)})"
-        at = 0
-        while at < len(rows):
-            count = next(size for size in (256, 64, 16, 4, 1) if size <= len(rows) - at)
-            self._connection.execute(
-                f"{head} {','.join([values] * count)}{behind}", [*chain.from_iterable(rows[at : at + count])]
-            )
-            at += count
+        for at in range(0, len(rows), STATEMENT_ROWS):
+            some = rows[at : at + STATEMENT_ROWS]
+            self._connection.execute(f"{head} {','.join([values] * len(some))}{behind}", [*chain.from_iterable(some)])
 
     def _renew(self) -> None:
         """Prolongs the lease and looks which episodes have another writer by now.

@@ -194,15 +194,10 @@ async def test_flush_cache_is_refused_while_requests_hold_kv(http: aiohttp.Clien
 
 
 async def test_cached_tokens_as_recorded(http: aiohttp.ClientSession) -> None:
-    params = {"max_new_tokens": 1, "ignore_eos": True}
-    cold = (await post(http, "/generate", {"input_ids": IDS, "sampling_params": params}))[1]["meta_info"]
-    warm = (await post(http, "/generate", {"input_ids": IDS, "sampling_params": params}))[1]["meta_info"]
-    cut = (
-        await post(
-            http, "/generate", {"input_ids": IDS, "sampling_params": params, "return_logprob": True, "logprob_start_len": 3}
-        )
-    )[1]
-    other = (await post(http, "/generate", {"input_ids": IDS, "sampling_params": params, "extra_key": "k"}))[1]["meta_info"]
+    body = {"input_ids": IDS, "sampling_params": {"max_new_tokens": 1, "ignore_eos": True}}
+    scored = {"return_logprob": True, "logprob_start_len": 3}
+    replies = [await post(http, "/generate", body | more) for more in ({}, {}, scored, {"extra_key": "k"})]
+    cold, warm, cut, other = [reply["meta_info"] for _, reply in replies]
     assert (cold["cached_tokens"], cold["cached_tokens_details"]) == (0, None)
     assert (warm["cached_tokens"], warm["cached_tokens_details"]) == (4, {"device": 4, "host": 0})
     assert cut["cached_tokens"] == 3 and other["cached_tokens"] == 0

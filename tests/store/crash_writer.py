@@ -45,7 +45,12 @@ async def main(path: Path, point: str, count: int) -> None:
                     await asyncio.sleep(0)
     except StoreError as error:
         said = [str(error), str(type(error.__cause__).__name__)]
-        for call in (lambda: store.append("e", []), lambda: store.begin(make_head("f")), store.flush_sync, lambda: store.put_blob(b"")):
+        for call in (
+            lambda: store.append("e", []),
+            lambda: store.begin(make_head("f")),
+            store.flush_sync,
+            lambda: store.put_blob(b""),
+        ):
             try:
                 call()
             except StoreError as again:

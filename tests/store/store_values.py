@@ -34,7 +34,11 @@ from agentrl.store.contract import EpisodeHead
 def same(left: Any, right: Any) -> bool:
     """Equality of every field to the bit; any nan of a plain float equals any other."""
     if isinstance(left, np.ndarray):
-        return isinstance(right, np.ndarray) and (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
+        return isinstance(right, np.ndarray) and (left.dtype, left.shape, left.tobytes()) == (
+            right.dtype,
+            right.shape,
+            right.tobytes(),
+        )
     if isinstance(left, Mapping):
         return isinstance(right, Mapping) and list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if type(left) is not type(right):
@@ -80,11 +84,27 @@ column_values = hnp.arrays(
 )  # fmt: skip
 versions = st.builds(Version, texts, texts, st.integers(-5, 10**6), texts)
 samplings = st.builds(
-    Sampling, numbers, st.integers(0, 100), numbers, small, st.lists(small, max_size=2).map(tuple), st.lists(texts, max_size=2).map(tuple)
+    Sampling,
+    numbers,
+    st.integers(0, 100),
+    numbers,
+    small,
+    st.lists(small, max_size=2).map(tuple),
+    st.lists(texts, max_size=2).map(tuple),
 )
 rewards = st.builds(Reward, texts, floats, st.none() | texts, st.none() | texts)
 tool_calls = st.builds(
-    ToolCall, texts, json_maps, st.sampled_from(get_args(ToolStatus)), texts, floats, floats, small, st.booleans(), texts, json_maps
+    ToolCall,
+    texts,
+    json_maps,
+    st.sampled_from(get_args(ToolStatus)),
+    texts,
+    floats,
+    floats,
+    small,
+    st.booleans(),
+    texts,
+    json_maps,
 )
 probes = st.builds(Probe, texts, ints, id_arrays(), float_arrays(), st.none() | versions, st.none() | floats)
 columns = st.dictionaries(texts, st.builds(Column, texts, column_values, st.sampled_from(["sampled", "context"])), max_size=2)
@@ -94,7 +114,9 @@ turns = st.builds(
     agent=texts,
     index=small,
     policy=texts,
-    versions=st.lists(st.builds(VersionSpan, versions, small, small, st.sampled_from(["kept", "recomputed"])), max_size=2).map(tuple),
+    versions=st.lists(st.builds(VersionSpan, versions, small, small, st.sampled_from(["kept", "recomputed"])), max_size=2).map(
+        tuple
+    ),
     parent=st.none() | st.builds(Parent, texts, small),
     predecessor=st.none() | texts,
     branch=texts,

@@ -1,4 +1,5 @@
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.errors import StoreError
 from agentrl.store.sqlite import SQLiteStore
 from tests.store.store_values import make_effect, make_head
 
@@ -74,10 +76,6 @@ def test_a_full_disk_stops_the_store_with_one_clear_error_and_loses_nothing_ackn
 
 
 async def test_a_failed_commit_is_told_to_those_who_wait_and_at_the_end_of_the_block(tmp_path: Path) -> None:
-    import sqlite3
-
-    from agentrl.errors import StoreError
-
     def fault(point: str) -> None:
         if point == "store.mid_commit" and armed:
             raise sqlite3.OperationalError("disk I/O error")
@@ -97,8 +95,6 @@ async def test_a_failed_commit_is_told_to_those_who_wait_and_at_the_end_of_the_b
 
 
 def test_a_bug_in_the_writer_wakes_those_who_wait(tmp_path: Path) -> None:
-    from agentrl.errors import StoreError
-
     seen: list[BaseException | None] = []
     hook, threading.excepthook = threading.excepthook, lambda args: seen.append(args.exc_value)
     try:
@@ -106,7 +102,10 @@ def test_a_bug_in_the_writer_wakes_those_who_wait(tmp_path: Path) -> None:
         def fault(point: str) -> None:
             raise AssertionError(point)
 
-        with pytest.raises(StoreError, match="stopped on an error of its own"), SQLiteStore(tmp_path / "s.db", fault=fault) as store:
+        with (
+            pytest.raises(StoreError, match="stopped on an error of its own"),
+            SQLiteStore(tmp_path / "s.db", fault=fault) as store,
+        ):
             store.begin(make_head())
             store.flush_sync()
     finally:

@@ -162,7 +162,9 @@ def test_leases_are_given_up_at_the_end(path: Path) -> None:
 def test_a_fork_of_the_writing_process_is_told_to_open_its_own(path: Path) -> None:
     with SQLiteStore(path) as store:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of a fork beside threads, which is the point here
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Python warns of a fork beside threads, which is the point here
             pid = os.fork()
         if pid == 0:
             refused = 0

@@ -33,7 +33,9 @@ JOURNAL: tuple[Effect, ...] = (
 )
 TAIL = EpisodeTail("done", output="42", rewards=(Reward("exact", 1.0),), metrics={"turns": 2.0}, seconds=3.0)
 LATER = Reward("merged", 1.0)
-STEP = StoredStep("solver", 3, (StoredRow("old-1", "main:1", ("main:0",), (struct.pack("<f", 1.0),)),), Version("run", "solver", 2, "d0"))
+STEP = StoredStep(
+    "solver", 3, (StoredRow("old-1", "main:1", ("main:0",), (struct.pack("<f", 1.0),)),), Version("run", "solver", 2, "d0")
+)
 BLOB = b"an old blob"
 
 
@@ -179,8 +181,8 @@ def test_a_copy_on_a_read_only_folder_can_be_read(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "s.db", folder / "s.db")
     folder.chmod(0o555)
     program = (
-        "import os\nif os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "import sqlite3, sys; from pathlib import Path; from agentrl.store.connect import open_reader\n"
+        "import os, sqlite3, sys; from pathlib import Path; from agentrl.store.connect import open_reader\n"
+        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "print(open_reader(Path(sys.argv[1])).execute('SELECT count(*) FROM effect').fetchone()[0])"
     )
     for above in tmp_path.parents[:2]:  # so that a user with fewer rights can walk there

@@ -214,7 +214,10 @@ def test_large_values_become_blobs_and_are_read_back(tmp_path: Path) -> None:
     large = {"page": "Ω" * 40_000}
     with SQLiteStore(tmp_path / "s.db") as store:
         store.begin(make_head(task=large))
-        store.append("e1", [make_effect(0, value=large), make_effect(1, value=large), make_effect(2, turn=make_turn(2, text="x" * 70_000))])
+        store.append(
+            "e1",
+            [make_effect(0, value=large), make_effect(1, value=large), make_effect(2, turn=make_turn(2, text="x" * 70_000))],
+        )
         store.finish("e1", EpisodeTail("done", output="o" * 70_000))
         store.commit_step(replace(STEP, state=large))
         store.flush_sync()
@@ -271,7 +274,11 @@ def test_a_repeated_step_is_passed_over_and_a_differing_one_refused(tmp_path: Pa
             stack.close()
             store = stack.enter_context(SQLiteStore(tmp_path / "s.db"))
         store.commit_step(STEP)
-        for other in (replace(STEP, stats={}), replace(STEP, rows=STEP.rows[::-1]), replace(STEP, before=Version("r", "solver", 3))):
+        for other in (
+            replace(STEP, stats={}),
+            replace(STEP, rows=STEP.rows[::-1]),
+            replace(STEP, before=Version("r", "solver", 3)),
+        ):
             with pytest.raises(StoreError, match="step 4 of policy 'solver' is committed already"):
                 store.commit_step(other)
         store.flush_sync()
@@ -314,9 +321,7 @@ def test_leaving_the_block_commits_what_is_queued(tmp_path: Path) -> None:
         assert len(store.journal("e1")) == 700
 
 
-@pytest.mark.parametrize(
-    "changes", [{"task": {1, 2}}, {"id": "half \ud800"}, {"step": 1 << 63}, {"seed": b"x"}]
-)
+@pytest.mark.parametrize("changes", [{"task": {1, 2}}, {"id": "half \ud800"}, {"step": 1 << 63}, {"seed": b"x"}])
 def test_a_head_that_cannot_be_stored_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with SQLiteStore(tmp_path / "s.db") as store:
         with pytest.raises(UserError):
@@ -355,7 +360,9 @@ def test_the_log_is_synced_at_every_commit(tmp_path: Path) -> None:
         assert store._writer._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-@pytest.mark.parametrize("change", ["UPDATE effect SET note = 'x'", "DELETE FROM tail", "UPDATE episode SET step = 1", "DELETE FROM blob"])
+@pytest.mark.parametrize(
+    "change", ["UPDATE effect SET note = 'x'", "DELETE FROM tail", "UPDATE episode SET step = 1", "DELETE FROM blob"]
+)
 def test_the_file_itself_refuses_changes_to_the_record(tmp_path: Path, change: str) -> None:
     with SQLiteStore(tmp_path / "s.db") as store:
         fill(store, "e1", effects=1)

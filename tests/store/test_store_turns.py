@@ -28,7 +28,9 @@ def test_turn_is_read_back_to_the_bit(turn: Turn, name: str) -> None:
 
 @settings(relaxed, max_examples=25)
 @given(st.lists(effects, min_size=1, max_size=6))
-def test_journal_is_read_back_to_the_bit_after_the_file_was_reopened(tmp_path_factory: pytest.TempPathFactory, journal: list[Effect]) -> None:
+def test_journal_is_read_back_to_the_bit_after_the_file_was_reopened(
+    tmp_path_factory: pytest.TempPathFactory, journal: list[Effect]
+) -> None:
     path = tmp_path_factory.mktemp("store") / "s.db"
     with SQLiteStore(path) as store:
         store.begin(make_head())
@@ -82,4 +84,7 @@ def test_what_repeats_is_written_once(tmp_path: Path) -> None:
             store.begin(make_head())
             store.append("e1", [make_effect(n, turn=make_turn(n)) for n in range(start, start + 50)])
             store.flush_sync()
-            assert store._reading().rows("SELECT kind, count(*) FROM shared GROUP BY kind ORDER BY kind") == [("frame", 1), ("version", 1)]
+            assert store._reading().rows("SELECT kind, count(*) FROM shared GROUP BY kind ORDER BY kind") == [
+                ("frame", 1),
+                ("version", 1),
+            ]

@@ -20,7 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentrl import faults, train
+from agentrl import train
+from agentrl.errors import capture
+from agentrl.runtime import faults
 from agentrl.store.sqlite import SQLiteStore
 from agentrl.transformer.weights import load_weights
 from tests.train.small import small, warmed
@@ -32,12 +34,11 @@ def forked(body: Callable[[], None], *, kill_after: float | None = None) -> int:
     """Runs `body` in a child; gives its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
-        try:
+        with capture() as caught:
             body()
-            os._exit(0)
-        except BaseException as error:
-            print(f"child: {error!r}", file=sys.stderr, flush=True)
-            os._exit(1)
+        if caught.error is not None:
+            print(f"child: {caught.error!r}", file=sys.stderr, flush=True)
+        os._exit(caught.error is not None)
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)

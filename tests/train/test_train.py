@@ -13,10 +13,10 @@ import pytest
 from agentrl import Runtime, UserError, evaluate, train
 from agentrl.episode import digest_ids
 from agentrl.evaluate import fork, replay, rollout
-from agentrl.learning.local import LocalLearner
 from agentrl.learning.replay import relearn
 from agentrl.metrics import StepMetrics
 from agentrl.run import Run
+from agentrl.setup import open_learners
 from agentrl.store.contract import EpisodeFilter
 from agentrl.transformer.weights import load_weights
 from tests.train.small import small, tiny_model
@@ -100,15 +100,7 @@ def test_a_run_stopped_and_gone_on_with_ends_with_the_weights_of_one_never_stopp
 def test_learning_again_over_the_recorded_batches_gives_the_same_weights(finished: Any, warm: Path) -> None:
     result, _, experiment = finished
     run_ = Run.find(result.run)
-    learner = LocalLearner(
-        "searcher",
-        warm,
-        experiment.objective,
-        optimiser=experiment.by_name["searcher"].optimiser,
-        microbatch_tokens=experiment.microbatch_tokens,
-        threads=experiment.threads,
-        lineage=run_.lineage,
-    )
+    learner = open_learners(experiment, run_.lineage)["searcher"]
     with run_.store(read_only=True) as store:
         relearn(store, "searcher", learner)
     assert {name: tensor.numpy().tobytes() for name, tensor in learner.weights().items()} == weights(result)
@@ -179,15 +171,7 @@ def test_asynchronous_training_can_be_learned_again_to_the_bit(warm: Path, tmp_p
     experiment = small(warm, steps=4, max_staleness=2, eval_every=0)
     result, _ = run(experiment, tmp_path / "async")
     run_ = Run.find(result.run)
-    learner = LocalLearner(
-        "searcher",
-        warm,
-        experiment.objective,
-        optimiser=experiment.by_name["searcher"].optimiser,
-        microbatch_tokens=experiment.microbatch_tokens,
-        threads=experiment.threads,
-        lineage=run_.lineage,
-    )
+    learner = open_learners(experiment, run_.lineage)["searcher"]
     with run_.store(read_only=True) as store:
         relearn(store, "searcher", learner)
         lags = [
@@ -203,7 +187,7 @@ def test_asynchronous_training_can_be_learned_again_to_the_bit(warm: Path, tmp_p
 
 def test_a_run_folder_of_another_experiment_is_refused(finished: Any, warm: Path) -> None:
     result, _, experiment = finished
-    with pytest.raises(UserError, match="another experiment.*tasks_per_step"):
+    with pytest.raises(UserError, match=r"another experiment.*tasks_per_step"):
         run(replace(experiment, tasks_per_step=3), result.run)
 
 
