@@ -6,7 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -226,13 +226,12 @@ def questions():
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file of a user's with a neighbour that it imports; forgotten afterwards."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", sys.modules)
     (tmp_path / "lab_neighbour.py").write_text("WEIGHT = 0.25\n")
     (tmp_path / "lab.py").write_text(LAB)
-    yield tmp_path / "lab.py"  # type: ignore[misc]
+    yield tmp_path / "lab.py"
     for name in ("lab", "lab_neighbour", "json_lab"):
         sys.modules.pop(name, None)
 
@@ -287,7 +286,7 @@ def test_a_file_called_like_a_standard_module_does_not_take_its_place(tmp_path: 
         ("lab.py", "say which name in it"),
         ("lap.py:Mine", "did you mean lab.py"),
         ("nowhere.at.all:x", "there is no module 'nowhere'"),
-        ("json:dumpz", "did you mean dumps or dump"),
+        ("json:dumpz", "did you mean dump or dumps"),
         (":x", "names nothing"),
         ("broken.py:x", "broken.py:2 cannot be imported: ZeroDivisionError"),
         ("syntax.py:x", "syntax.py:1 cannot be imported: SyntaxError"),

@@ -78,12 +78,15 @@ class Batch:
 class Credit:
     """Advantage of each turn: (T,), or one array a turn with a number per sampled token; and a weight per turn.
 
-    Turns shared by several rows carry the turn's credit in each; an estimator whose credit differs by row gives `rows`.
+    A turn shared by several rows carries this in each of them, unless `by_row` says otherwise.
     """
 
     turns: TurnColumns
     advantage: Floats | Sequence[Floats]
     weight: Floats | None = None
+    by_row: Mapping[tuple[int, str], float | Floats] = field(default_factory=dict[tuple[int, str], "float | Floats"])
+    """(index of a turn, id of the last turn of a row) -> the advantage of that turn in that row, where it is another one.
+    Advantages of one turn are never summed over rows: that is wrong before a clip as soon as their signs differ."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 

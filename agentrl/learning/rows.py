@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -64,13 +64,28 @@ def to_rows(batch: Batch, credit: Credit, policy: str | None = None, *, shared: 
     A leaf path ends with a turn that no other turn goes on from in full. A turn that several paths share is trained in each
     of them, or with `shared="once"` in the first alone; a turn of which a path keeps only a part is not trained in that path.
     Overlong episodes are left out unless the batch trains them. Turns of weight 0 are not trained; if the turns of a row
-    weigh the same, that is the row's weight, else each turn's weight is multiplied into its advantage.
+    weigh the same, that is the row's weight, else each turn's weight is multiplied into its advantage. `Credit.by_row` gives a
+    turn another advantage in the rows it names.
     """
     chosen = _credited(batch, credit, policy)
+    own = {(int(batch.turns.episode[t]), batch.turns.turn[t].id, leaf): a for (t, leaf), a in credit.by_row.items()}
     rows: list[Row] = []
-    for episode, credited in zip(batch.episodes, chosen, strict=True):
-        rows.extend(_episode_rows(episode, credited, once=shared == "once"))
+    for number, (episode, credited) in enumerate(zip(batch.episodes, chosen, strict=True)):
+        made = _episode_rows(episode, credited, once=shared == "once")
+        rows.extend(_with_own(row, number, own) if own else row for row in made)
     return rows
+
+
+def _with_own(row: Row, number: int, own: Mapping[tuple[int, str, str], float | Floats]) -> Row:
+    """The row with the advantages that its turns have in it alone."""
+    places = [(number, trained.turn.id, row.leaf.id) for trained in row.trained]
+    if not any(place in own for place in places):
+        return row
+    trained = tuple(
+        TrainedTurn(old.turn, _per_token(old.turn, own[place])) if place in own else old
+        for old, place in zip(row.trained, places, strict=True)
+    )
+    return replace(row, trained=trained)
 
 
 _Credited: TypeAlias = dict[str, tuple[TrainedTurn, float]]

@@ -163,7 +163,7 @@ async def test_update_that_fails_half_way_refuses_requests_until_a_publish(fake:
     fake.fail("/update_weights_from_tensor", "500")
     with pytest.raises(EngineError):
         await engine.publish("policy", random_weights(1), ONE)
-    with pytest.raises(EngineError, match=r"failed half way.*publish again"):
+    with pytest.raises(EngineError, match=r"weights may be a mixture; publish again"):
         await engine.generate(ask())
     await engine.publish("policy", random_weights(1), ONE)
     assert (await engine.generate(ask())).spans[0].version == ONE
@@ -172,6 +172,7 @@ async def test_update_that_fails_half_way_refuses_requests_until_a_publish(fake:
 async def test_weights_of_another_kind_are_refused_by_name(engine: SGLangEngine) -> None:
     with pytest.raises(UserError, match=r"weights\['embed'\] is a list"):
         await engine.publish("policy", {"embed": [1, 2]}, ONE)
+    assert len((await engine.generate(ask())).ids) == 4, "nothing was sent, so the old weights are whole"
 
 
 async def test_cancelled_publish_goes_on_to_its_end(fake: FakeSGLang, engine: SGLangEngine) -> None:

@@ -122,3 +122,15 @@ def test_records_that_contradict_themselves_are_refused_by_name(turn, episode):
     short = episode("e", (turn("0", [1], [2, 3], logprobs=np.zeros(1, np.float32)),))
     with pytest.raises(UserError, match="2 sampled tokens but 1 behaviour log-probs"):
         plan([Row(short, short.turns[0], (TrainedTurn(short.turns[0], np.zeros(2, np.float32)),))], 100)
+
+
+def test_a_shared_turn_may_carry_another_advantage_in_each_row(tree):
+    batch = batch_of(tree("e", 0, (None, 0, 0)))
+    turns = batch.turns
+    plain = to_rows(batch, Credit(turns, np.arange(1.0, len(turns) + 1)))
+    shared = next(name for name in (t.turn.id for t in plain[0].trained) if name in {t.turn.id for t in plain[1].trained})
+    at = next(t for t, turn in enumerate(turns.turn) if turn.id == shared)
+    rows = to_rows(batch, Credit(turns, np.arange(1.0, len(turns) + 1), by_row={(at, plain[1].leaf.id): -5.0}))
+    found = [next(t.advantage for t in row.trained if t.turn.id == shared) for row in rows[:2]]
+    assert (found[0] == at + 1).all()
+    assert (found[1] == -5.0).all()

@@ -17,7 +17,7 @@ Node = tuple[Any, ...]
 
 
 class Bench:
-    """The effects of one run. What they give, whether they fail and when they end is random, and known from the record alone."""
+    """The effects of one run. What they give, whether they fail and when they end is random: only the record knows."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)

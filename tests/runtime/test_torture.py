@@ -14,8 +14,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runtime.harness import HEAD, Log, play
-from runtime.programs import PROGRAMS, Bench, Node, workflow
+from tests.runtime.harness import HEAD, Log, play
+from tests.runtime.programs import PROGRAMS, Bench, Node, workflow
 
 from agentrl.effect import Effect
 from agentrl.limits import Limits

@@ -6,8 +6,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,11 +99,11 @@ class SGLangEngine:
         await self._http.open()
         try:
             await self._greet()
-        except BaseException:
-            await self._http.close()
-            raise
-        await self._tasks.__aenter__()
-        self._closed = False
+            await self._tasks.__aenter__()
+            self._closed = False
+        finally:
+            if self._closed:
+                await self._http.close()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -284,14 +283,14 @@ class SGLangEngine:
             log.warning("could not abort request %s: %s", rid, error)
 
     async def _pause(self, mode: PauseMode) -> None:
-        was_paused = self._gate.closed
+        open_again = not self._gate.closed
         self._gate.close()
         try:
             await self._call("POST", "/pause_generation", {"mode": mode})
-        except BaseException:
-            if not was_paused:
+            open_again = False
+        finally:
+            if open_again:
                 self._gate.open()
-            raise
         self._mode = mode
         now = asyncio.get_running_loop().time()
         for running in self._running.values():
@@ -317,49 +316,40 @@ class SGLangEngine:
         if paused_here:
             await self._pause("in_place")
         try:
-            with self._sound_or_not():
-                await self._load(weights, str(version))
+            await self._load(weights, str(version))
             self._recomputed[str(version)] = self._mode == "retract"
             self._version = version
         finally:
             if paused_here:
                 await self._resume()
 
-    @contextmanager
-    def _sound_or_not(self) -> Generator[None, None, None]:
-        """A refusal before anything changed leaves the old weights whole; what fails later leaves a mixture."""
-        try:
-            yield
-        except Refused as error:
-            if error.status >= 500:
-                self._unsound = f"a weight update failed half way ({error})"
-            raise
-        except BaseException as error:
-            self._unsound = f"a weight update failed half way ({error})"
-            raise
-        self._unsound = ""
-
     async def _load(self, weights: Weights, text: str) -> None:
         # Under in_place the running requests hold the cache: a flush would fail, and the server exits of that.
         common = {"flush_cache": self._mode != "in_place", "abort_all_requests": False}
-        seconds = self._publish_s
         if set(weights) == {"path"} and isinstance(weights["path"], str | Path):
-            body = {"model_path": str(weights["path"]), "weight_version": text, **common}
-            self._succeeded(await self._call("POST", "/update_weights_from_disk", body, seconds=seconds))
+            before = self._unsound
+            try:
+                body = {"model_path": str(weights["path"]), "weight_version": text, **common}
+                await self._change("/update_weights_from_disk", body)
+            except Refused as error:
+                if error.status < 500:  # it refused the folder and kept its weights
+                    self._unsound = before
+                raise
         else:
-            self._succeeded(await self._call("POST", "/begin_weight_update", {"selector": "all"}, seconds=seconds))
+            self._succeeded(await self._call("POST", "/begin_weight_update", {"selector": "all"}, seconds=self._publish_s))
             try:
                 await self._load_tensors(weights, text, common)
             finally:
-                self._succeeded(await self._call("POST", "/end_weight_update", {}, seconds=seconds))
+                self._succeeded(await self._call("POST", "/end_weight_update", {}, seconds=self._publish_s))
         told = (await self._call("GET", "/model_info"))["weight_version"]
         if told != text:
             raise EngineError(f"{self._name}: published {text}, but it serves {told}; does another run publish to it?")
+        self._unsound = ""
 
     async def _load_tensors(self, weights: Weights, text: str, common: Body) -> None:
         if not weights:
             raise UserError('no weights to publish; pass tensors by name, or {"path": folder}')
-        path, sent = "/update_weights_from_tensor", 0
+        sent = 0
         buckets = wire.buckets(weights, self._bucket_bytes)
         while (bucket := await asyncio.to_thread(next, buckets, None)) is not None:
             payload = await asyncio.to_thread(wire.serialize, bucket)
@@ -367,10 +357,12 @@ class SGLangEngine:
             body = {"serialized_named_tensors": [payload] * self._ranks, **common}
             if sent == len(weights):
                 body["weight_version"] = text
-            try:
-                self._succeeded(await self._call("POST", path, body, seconds=self._publish_s))
-            except Refused as error:  # the server stops at the first tensor that it cannot take; those before are in
-                raise EngineError(str(error)) from error
+            await self._change("/update_weights_from_tensor", body)
+
+    async def _change(self, path: str, body: Body) -> None:
+        """A call that changes weights. Until the publish is whole the server may serve a mixture."""
+        self._unsound = f"{path} did not come to its end, so its weights may be a mixture"
+        self._succeeded(await self._call("POST", path, body, seconds=self._publish_s))
 
     def _succeeded(self, reply: Any) -> None:
         if not (isinstance(reply, dict) and reply.get("success") is True):
