@@ -24,11 +24,12 @@ DISTRIBUTION = "agentrl-runtime"
 NAMESAKE = "agentrl"
 """Another project's distribution on PyPI (0.0.18, of 2022): its package `AgentRL` is our folder where case does not count."""
 EXTRAS: Mapping[str, Mapping[str, str]] = {
-    "local": {"torch": "2.6", "safetensors": "0.4", "tokenizers": "0.20", "jinja2": "3.1"},
+    "rendering": {"tokenizers": "0.20", "jinja2": "3.1.6"},
+    "local": {"torch": "2.6", "safetensors": "0.4"},
     "sglang": {"aiohttp": "3.9"},
     "charts": {"matplotlib": "3.8", "rich": "13", "tensorboardX": "2.6"},
 }
-"""What each extra needs at least, as pyproject.toml has it."""
+"""What each extra needs at least, as pyproject.toml has it; `local` and `sglang` need `rendering` besides."""
 
 Level = Literal["ok", "note", "warning", "problem"]
 _SIGNS: Mapping[Level, str] = {"ok": "ok", "note": "--", "warning": "!!", "problem": "NO"}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentrl import faults
 from agentrl.config import difference, experiment_json
 from agentrl.effect import digest_request
 from agentrl.engines.contract import EngineInfo
@@ -24,7 +25,6 @@ from agentrl.errors import LearnerError, UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
 from agentrl.learning.replay import from_stored
-from agentrl.runtime import faults
 from agentrl.runtime.policies import checkpoints
 from agentrl.store.contract import Store, StoredStep
 from agentrl.store.sqlite import SQLiteStore
@@ -63,6 +63,8 @@ class Run:
                 )
         elif any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; give another --out")
+        for draft in folder.glob("checkpoints/*/.*.draft"):  # a checkpoint that a crash cut short
+            shutil.rmtree(draft)
         lineage = digest_request(experiment.seed, experiment.workflow.name).hex()[:8]
         document = {"target": target, "settings": list(settings), "lineage": lineage, "experiment": described}
         _write_atomically(file, json.dumps(document, indent=1))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentrl import faults
 from agentrl.credit.batch import to_batch
 from agentrl.episode import Group
 from agentrl.errors import unwrapped
@@ -29,7 +30,6 @@ from agentrl.learning.rows import to_rows
 from agentrl.meter import Meter
 from agentrl.metrics import Sink
 from agentrl.run import Run, restore
-from agentrl.runtime import faults
 from agentrl.runtime.runtime import Runtime
 from agentrl.setup import check, open_learners, open_sinks, open_source
 from agentrl.store.contract import StoredStep
@@ -80,7 +80,7 @@ async def train(
             runtime = await stack.enter_async_context(Runtime(experiment, store=store, lineage=run.lineage))
             run.note_engine(runtime.engine.info)
             await publish(runtime, learners)
-            training = Training(experiment, run, runtime, learners, source, meter, stop, batch)
+            training = Training(run, runtime, learners, source, meter, stop, batch)
             await training.run()
             await store.flush()
             keep = experiment.keep_checkpoints
@@ -92,17 +92,10 @@ class Training:
     """The two tasks and what they share."""
 
     def __init__(
-        self,
-        experiment: Experiment[Any, Any],
-        run: Run,
-        runtime: Runtime[Any, Any],
-        learners: Mapping[str, Learner],
-        source: TaskSource[Any],
-        meter: Meter,
-        stop: asyncio.Event,
-        batch: int,
-    ) -> None:
-        self.experiment, self.folder, self.runtime, self.learners = experiment, run, runtime, learners
+        self, run: Run, runtime: Runtime[Any, Any], learners: Mapping[str, Learner], source: TaskSource[Any], meter: Meter,
+        stop: asyncio.Event, batch: int,
+    ) -> None:  # fmt: skip
+        self.experiment, self.folder, self.runtime, self.learners = runtime.experiment, run, runtime, learners
         self.source, self.meter, self.stop = source, meter, stop
         self.batch = batch
         """Batches learned from so far."""

@@ -28,7 +28,9 @@ from agentrl.store.sqlite import SQLiteStore
 EPISODES = 32
 CONTEXT = SAMPLED = 32
 BATCH = 320
-TEXT = "The capital of the country is named in the second document, so I will search for it first: <search>capital of Burkina</search>"
+TEXT = (
+    "The capital of the country is named in the second document, so I search for it first: <search>capital of Burkina</search>"
+)
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,41 @@ def make_effects(turns: int, vocabulary: int) -> list[tuple[str, Effect]]:
         context = token_ids(rng.integers(0, vocabulary, CONTEXT))
         sampled = token_ids(rng.integers(0, vocabulary, SAMPLED))
         turn = Turn(
-            id=name, agent="searcher", index=index, policy="searcher",
+            id=name,
+            agent="searcher",
+            index=index,
+            policy="searcher",
             versions=(VersionSpan(versions[n * 8 // turns], 0, SAMPLED),),
-            parent=Parent(parent, 64 * index) if parent else None, predecessor=parent, branch="searcher",
-            context_ids=context, sampled_ids=sampled, logprobs=-rng.exponential(1.0, SAMPLED).astype(np.float32),
-            logprobs_at="before_mask", finish="stop", sampling=Sampling(temperature=0.8, max_tokens=512, stop_ids=(2, 151645)),
-            seed=int(rng.integers(0, 1 << 62)), text=TEXT, digest=digest_ids(context, sampled),
-            segments=(Segment("tool", 0, 26), Segment("assistant", 26, CONTEXT)), tokenizer="qwen3", template="qwen3-tools",
-            started=float(rng.uniform(0, 100)), ended=float(rng.uniform(100, 200)), cached_tokens=64 * index,
-        )  # fmt: skip
+            parent=Parent(parent, 64 * index) if parent else None,
+            predecessor=parent,
+            branch="searcher",
+            context_ids=context,
+            sampled_ids=sampled,
+            logprobs=-rng.exponential(1.0, SAMPLED).astype(np.float32),
+            logprobs_at="before_mask",
+            finish="stop",
+            sampling=Sampling(temperature=0.8, max_tokens=512, stop_ids=(2, 151645)),
+            seed=int(rng.integers(0, 1 << 62)),
+            text=TEXT,
+            digest=digest_ids(context, sampled),
+            segments=(Segment("tool", 0, 26), Segment("assistant", 26, CONTEXT)),
+            tokenizer="qwen3",
+            template="qwen3-tools",
+            started=float(rng.uniform(0, 100)),
+            ended=float(rng.uniform(100, 200)),
+            cached_tokens=64 * index,
+        )
         effect = Effect(
-            key=EffectKey("searcher", 0, index), kind="model", name="searcher", request=digest_request(n), note="64 tokens at searcher",
-            issued=2 * index, completed=2 * index + 1, at=turn.ended, turn=turn,
-        )  # fmt: skip
+            key=EffectKey("searcher", 0, index),
+            kind="model",
+            name="searcher",
+            request=digest_request(n),
+            note="64 tokens at searcher",
+            issued=2 * index,
+            completed=2 * index + 1,
+            at=turn.ended,
+            turn=turn,
+        )
         made.append((f"episode-{episode:04d}", effect))
     return made
 
@@ -100,7 +124,7 @@ async def write_store(path: Path, effects: list[tuple[str, Effect]], name: str) 
             store.finish(f"episode-{n:04d}", EpisodeTail("done", "Ouagadougou"))
         await store.flush()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Measured(name, wall, cpu, path.stat().st_size, tuple(commits), tuple(flushes))
+    return Measured(name, wall, cpu, os.path.getsize(path), tuple(commits), tuple(flushes))  # noqa: ASYNC240 - nothing else runs
 
 
 def write_bare_sqlite(path: Path, size: int, turns: int) -> Measured:
@@ -169,9 +193,7 @@ def main() -> None:
             f"{quantile(row.commits_ms, 1):>6}{quantile(row.flushes_ms, 0.99):>10}{quantile(row.flushes_ms, 1):>6}"
         )
     tokens = turns * (CONTEXT + SAMPLED)
-    print(
-        f"bytes a token: {packed / tokens:.2f} in the token columns, {store.bytes / tokens:.2f} on disk with all metadata and indexes"
-    )
+    print(f"bytes a token: {packed / tokens:.2f} in the token columns, {store.bytes / tokens:.2f} on disk with metadata")
 
 
 if __name__ == "__main__":

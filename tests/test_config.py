@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from agentrl.resolve import SHARED_ACRONYMS, resolve
 from agentrl.rollout import Independent
 from agentrl.team import Team
 from agentrl.workflow import workflow
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "workflows")))}
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("settings", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_a_setting_that_cannot_be_is_refused_with_what_there_is(settings: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         apply_settings(experiment(), settings)
@@ -199,7 +205,9 @@ def test_text_becomes_the_value_an_annotation_asks_for(hint: Any, text: str, val
     assert type(read) is type(value)
 
 
-@pytest.mark.parametrize(("hint", "text"), [(tuple[int, int], "1"), (int, ""), (bool, "2"), (Literal["a"], "b"), (list[int], "1,x")])
+@pytest.mark.parametrize(
+    ("hint", "text"), [(tuple[int, int], "1"), (int, ""), (bool, "2"), (Literal["a"], "b"), (list[int], "1,x")]
+)
 def test_text_that_is_no_value_of_an_annotation_is_refused(hint: Any, text: str) -> None:
     with pytest.raises(CannotRead):
         read_value(hint, text, None)
@@ -257,7 +265,7 @@ def test_a_file_is_imported_once_whatever_path_leads_to_it(lab: Path, monkeypatc
 def test_a_value_from_a_file_unpickles_in_another_process(lab: Path) -> None:
     pickled = pickle.dumps(resolve(f"{lab}:Mine")(gamma=0.5))
     code = f"import pickle; from agentrl.resolve import resolve; resolve({f'{lab}:Mine'!r}); print(pickle.loads({pickled!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "Mine(gamma=0.5)"
 
 
@@ -294,7 +302,9 @@ def test_a_file_called_like_a_standard_module_does_not_take_its_place(tmp_path: 
         ("gigp", "did you mean gigpo"),
     ],
 )
-def test_a_name_that_is_not_there_is_refused_with_what_comes_near(lab: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+def test_a_name_that_is_not_there_is_refused_with_what_comes_near(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
     monkeypatch.chdir(lab.parent)
     Path("broken.py").write_text("x = 1\ny = 1 / 0\n")
     Path("syntax.py").write_text("def (:\n")
@@ -312,7 +322,9 @@ def test_an_acronym_of_two_papers_is_refused_with_both_names(acronym: str) -> No
     assert len(SHARED_ACRONYMS[acronym.lower()]) >= 2
 
 
-def test_a_short_name_is_found_among_the_entry_points_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_name_is_found_among_the_entry_points_of_installed_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "shelf.py").write_text("class Hammer: pass\n")
     info = tmp_path / "shelf-1.0.dist-info"
     info.mkdir()
@@ -350,7 +362,7 @@ def test_the_json_is_the_same_in_another_process(lab: Path) -> None:
         "import json; from agentrl.resolve import resolve; from agentrl.config import experiment_json; "
         f"print(json.dumps(experiment_json(resolve({f'{lab.parent}/json_lab.py:make'!r})())))"
     )
-    told = [json.loads(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(2)]
+    told = [json.loads(subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT, text=True)) for _ in range(2)]
     here = experiment_json(resolve(f"{lab.parent}/json_lab.py:make")())
     assert told[0] == told[1] == here
     assert difference(told[0], here) == []
@@ -364,7 +376,7 @@ def test_a_script_that_runs_itself_is_told_as_if_it_were_imported(lab: Path) -> 
         "def make(): return Experiment(work, policies=Policy('p'))\n"
         "if __name__ == '__main__': print(experiment_json(make())['workflow']['function'])\n"
     )
-    assert subprocess.check_output([sys.executable, str(script)], text=True).strip() == "selfrun:work"
+    assert subprocess.check_output([sys.executable, str(script)], env=ENVIRONMENT, text=True).strip() == "selfrun:work"
 
 
 def test_a_difference_names_the_fields_that_differ() -> None:
@@ -380,9 +392,7 @@ def test_a_difference_of_type_stands_for_its_fields() -> None:
     assert lines == ["credit: agentrl.credit.gigpo:GiGPO -> agentrl.credit.grpo:GRPO"]
     first, second = Policy("p"), Policy("p", optimiser=AdamW(schedule=Cosine(9)))
     lines = difference(experiment_json(experiment(policies=first)), experiment_json(experiment(policies=second)))
-    assert lines == [
-        "policies.optimiser.schedule: agentrl.learning.schedules:Constant -> agentrl.learning.schedules:Cosine"
-    ]
+    assert lines == ["policies.optimiser.schedule: agentrl.learning.schedules:Constant -> agentrl.learning.schedules:Cosine"]
 
 
 def test_an_object_is_told_without_its_address() -> None:

@@ -31,6 +31,9 @@ FULL = {
     "left_seconds": 750.0,
 }
 
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "workflows")))}
+
 
 # --- JSONL ----------------------------------------------------------------------------------------------------------------
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -135,7 +138,9 @@ def scalars(folder: Path, name: str) -> dict[int, float]:
         "found = EventAccumulator(sys.argv[1]); found.Reload()\n"
         "print(json.dumps([[e.step, e.value] for e in found.Scalars(sys.argv[2])]))"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(folder), name], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(folder), name], capture_output=True, text=True, check=True
+    )
     return {int(step): value for step, value in json.loads(done.stdout)}
 
 
@@ -178,7 +183,17 @@ def test_the_shares_of_time_sum_to_one_and_name_all_other_stages_other() -> None
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (59.4, "59s"), (60, "1m00s"), (750, "12m30s"), (3600, "1h00m"), (11100, "3h05m"), (187200, "2d04h"), (None, "-"), (math.inf, "-")],
+    [
+        (0, "0s"),
+        (59.4, "59s"),
+        (60, "1m00s"),
+        (750, "12m30s"),
+        (3600, "1h00m"),
+        (11100, "3h05m"),
+        (187200, "2d04h"),
+        (None, "-"),
+        (math.inf, "-"),
+    ],
 )
 def test_durations_are_read_at_a_glance(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
@@ -247,7 +262,7 @@ def screen_of(program: str) -> list[str]:
     pyte = pytest.importorskip("pyte")
     pytest.importorskip("rich")
     leader, follower = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    environment = ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
     child = subprocess.Popen([sys.executable, "-c", program], stdout=follower, stderr=follower, env=environment)
     os.close(follower)
     screen = pyte.Screen(100, 30)
@@ -325,5 +340,7 @@ def test_before_and_after_stand_side_by_side() -> None:
 
 
 def test_importing_metrics_imports_no_package_that_draws() -> None:
-    code = "import sys, agentrl.metrics; print([m for m in ('rich', 'matplotlib', 'tensorboardX', 'torch') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    code = (
+        "import sys, agentrl.metrics; print([m for m in ('rich', 'matplotlib', 'tensorboardX', 'torch') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT, text=True).strip() == "[]"

@@ -47,7 +47,7 @@ FLOORS = (
         "limits",
         "transformer",
     ),
-    ("episode", "effect", "errors"),
+    ("episode", "effect", "errors", "faults"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

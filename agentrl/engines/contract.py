@@ -77,6 +77,7 @@ class GenerateRequest:
     """
 
     id: str
+    """Unlike that of every other request in flight; `UserError` else."""
     policy: str
     parts: tuple[Part, ...]
     sampling: Sampling

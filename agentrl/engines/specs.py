@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,10 @@ class SGLang:
 
         if len(models) != 1:
             raise UserError(f"one SGLang server serves one policy, got {', '.join(models)}")
-        return SGLangEngine(self.url, policy=next(iter(models)))
+        name, folder = next(iter(models.items()))
+        config = folder / "config.json"  # the server does not tell its vocabulary, and its own path may not be ours
+        vocab_size = json.loads(config.read_text())["vocab_size"] if config.is_file() else None
+        return SGLangEngine(self.url, policy=name, vocab_size=vocab_size)
 
 
 @dataclass(frozen=True, slots=True)

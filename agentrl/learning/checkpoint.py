@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from agentrl import faults
 from agentrl.episode import Version
 from agentrl.errors import LearnerError
 from agentrl.transformer.config import ModelConfig
@@ -61,6 +62,7 @@ def save(folder: Path, checkpoint: Checkpoint, config: ModelConfig, model: Path)
         try:
             _write(draft, checkpoint, config, model)
             draft.chmod(0o755)  # mkdtemp's is for its owner alone
+            faults.point("checkpoint.written")
             _replace(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

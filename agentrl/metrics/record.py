@@ -164,8 +164,12 @@ class TensorBoard:
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
-            resumed = self.folder.is_dir() and any(self.folder.glob("events.out.tfevents.*"))
-            self._writer = SummaryWriter(str(self.folder), purge_step=self._step if resumed else None)
+            earlier = len(list(self.folder.glob("events.out.tfevents.*"))) if self.folder.is_dir() else 0
+            self._writer = SummaryWriter(
+                str(self.folder),
+                purge_step=self._step if earlier else None,
+                filename_suffix=f".{earlier}",  # the name has seconds only: two openings within one would be one file
+            )
             for text in self._notes:
                 self._writer.add_text("notes", text, self._step)
         return self._writer

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal, Protocol
 
+from agentrl import faults
 from agentrl.effect import Effect
 from agentrl.episode import Episode, Failure, Reward, Status
 from agentrl.errors import (
@@ -27,7 +28,6 @@ from agentrl.errors import (
     describe,
 )
 from agentrl.limits import Limits
-from agentrl.runtime import faults
 from agentrl.runtime.journal import Journal
 from agentrl.runtime.pending import NOTHING, Pending
 from agentrl.runtime.scope import EffectTasks, end_tasks

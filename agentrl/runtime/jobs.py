@@ -10,14 +10,15 @@ from agentrl.runtime.branch import Branch
 
 
 class Job:
-    """One call of sync code by a workflow, in a thread. What the thread hands back to the loop is counted on its branch."""
+    """One call of sync code by a workflow, in a thread. What the thread hands over to the loop is counted on its branch."""
 
-    __slots__ = ("branch", "owner", "running")
+    __slots__ = ("branch", "cancelled", "owner")
 
     def __init__(self, branch: Branch, owner: object) -> None:
         self.branch = branch
         self.owner = owner
-        self.running = True
+        self.cancelled = False
+        """The workflow waits for it no more: from then on it can hand nothing over, however far it has come by now."""
 
     def wrap(self, call: Callable[[], Any], ended: Callable[[Job], None]) -> Callable[[], Any]:
         """`call`, known in its thread as this job; `ended` is called there after it."""

@@ -239,6 +239,11 @@ class Journal:
         self._pending.pop(pending.place, None)
         self._stop(pending)
 
+    def abandon_all(self, branch: str) -> None:
+        """The workflow waits for nothing more of a thread."""
+        for pending in [pending for pending in self._pending.values() if pending.place[0] == branch]:
+            self.abandon(pending)
+
     def _stop(self, pending: Pending) -> None:
         if pending.task is None or pending.status is not None:
             return

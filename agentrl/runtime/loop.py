@@ -230,6 +230,8 @@ class EpisodeLoop(asyncio.AbstractEventLoop):
             error = WorkflowError(_FROM_OUTSIDE)
             self._outside.from_outside(error)
             raise error
+        if job.cancelled:
+            raise RuntimeError("the workflow has cancelled the call of sync code that runs here; it can hand nothing over")
         context = contextvars.copy_context() if context is None else context.copy()
         context.run(BRANCH.set, job.branch)
         handle = asyncio.Handle(callback, args, self, context)

@@ -32,10 +32,10 @@ class SyncCode:
         """Runs `call`; the workflow's future of it."""
         journal = self._journal
         future = pending.future = journal.loop.create_future()
-        future.add_done_callback(lambda ended: journal.abandon(pending) if ended.cancelled() else None)
+        future.add_done_callback(partial(self._let_go, pending))
         if executor is None or isinstance(executor, ThreadPoolExecutor):  # code in another process cannot hand anything over
             branch, position = pending.place
-            job = Job(Branch(f"{branch}/~{pending.name}#{position}"), journal.world)
+            job = pending.job = Job(Branch(f"{branch}/~{pending.name}#{position}"), journal.world)
             self.jobs[job.branch.path] = job
             call = job.wrap(call, self._ends)
         pending.task = self._host.thread(call, executor)
@@ -48,14 +48,23 @@ class SyncCode:
         name = getattr(callback, "__qualname__", type(callback).__qualname__)
         pending = Pending((job.branch.path, position), "thread", name, digest_request(name), name)
         pending.handle = handle
-        self._journal.handed_over(pending)
+        if not job.cancelled:
+            self._journal.handed_over(pending)
 
     def _came_back(self, pending: Pending, ended: asyncio.Future[Any]) -> None:
         error = asyncio.CancelledError() if ended.cancelled() else ended.exception()
         self._journal.complete(pending, Outcome(ended.result()) if error is None else NOTHING, error)
 
+    def _let_go(self, pending: Pending, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled():
+            return
+        self._journal.abandon(pending)
+        if pending.job is not None:
+            pending.job.cancelled = True
+            self._journal.abandon_all(pending.job.branch.path)
+            self.jobs.pop(pending.job.branch.path, None)
+
     def _ends(self, job: Job) -> None:
-        job.running = False
         if not self._real.is_closed():
             self._real.call_soon_threadsafe(self._ended, job)
 

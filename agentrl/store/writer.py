@@ -201,9 +201,8 @@ class Writer:
     def _commit(self, group: list[Entry]) -> None:
         """One group, durable; those who waited for it are told, of failure too."""
         entries = sum(entry.writes for entry in group)
-        due = time.time() >= self._renew_at
-        if entries or due:
-            self._write(group, due)
+        if entries or time.time() >= self._renew_at:
+            self._write(group)
         with self._wake:
             self._unsaved -= entries
             self._group = []
@@ -215,10 +214,10 @@ class Writer:
                 done(failure)
         self._checkpoint(group)
 
-    def _write(self, group: list[Entry], due: bool) -> None:
+    def _write(self, group: list[Entry]) -> None:
         self._reach("store.before_commit")
         self._connection.execute("BEGIN IMMEDIATE")
-        if due:
+        if time.time() >= self._renew_at:  # asked with the lock held, for which it may have waited
             self._renew()
         self._take_over(group)
         self._insert([entry for entry in group if not self._is_lost(entry)])

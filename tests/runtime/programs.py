@@ -205,9 +205,16 @@ class Interpreter:
     async def threadsafe(self, at: str) -> Any:
         loop = asyncio.get_running_loop()
 
+        def begin(part: str, behaviour: str) -> Any:
+            effect = self.effect(f"{at}.{part}", behaviour)
+            try:
+                return asyncio.run_coroutine_threadsafe(effect, loop)
+            except RuntimeError:  # nobody waits for this thread any more
+                effect.close()
+                raise
+
         def inside() -> Any:
-            one = asyncio.run_coroutine_threadsafe(self.effect(f"{at}.a", "ok"), loop)
-            two = asyncio.run_coroutine_threadsafe(self.effect(f"{at}.b", "slow"), loop)
+            one, two = begin("a", "ok"), begin("b", "slow")
             return [two.result(5), one.result(5)]
 
         return await asyncio.to_thread(inside)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.runtime.harness import HEAD, Log, play
@@ -20,6 +21,9 @@ from tests.runtime.programs import PROGRAMS, Bench, Node, workflow
 from agentrl.effect import Effect
 from agentrl.limits import Limits
 from agentrl.store.contract import EpisodeTail
+
+# a thread that hands a coroutine to an episode which was just put aside: nobody will ever await it
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'Interpreter.effect' was never awaited:RuntimeWarning")
 
 TIMES = int(os.environ.get("AGENTRL_TORTURE", "1"))
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

@@ -57,9 +57,10 @@ small = st.integers(0, 1000)
 floats = st.floats()
 numbers = st.floats(allow_nan=False)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | floats | texts, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | floats | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
+)
 json_maps = st.dictionaries(texts, json_values, max_size=2)
 costs = st.dictionaries(texts, floats, max_size=2)
 
@@ -78,10 +79,15 @@ def float_arrays(draw: st.DrawFn) -> Any:
 
 
 column_values = hnp.arrays(
-    dtype=hnp.boolean_dtypes() | hnp.integer_dtypes(endianness="?") | hnp.floating_dtypes(endianness="?") | hnp.complex_number_dtypes()
-    | hnp.unicode_string_dtypes(max_len=3) | hnp.byte_string_dtypes(max_len=3) | hnp.datetime64_dtypes(),
+    dtype=hnp.boolean_dtypes()
+    | hnp.integer_dtypes(endianness="?")
+    | hnp.floating_dtypes(endianness="?")
+    | hnp.complex_number_dtypes()
+    | hnp.unicode_string_dtypes(max_len=3)
+    | hnp.byte_string_dtypes(max_len=3)
+    | hnp.datetime64_dtypes(),
     shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
-)  # fmt: skip
+)
 versions = st.builds(Version, texts, texts, st.integers(-5, 10**6), texts)
 samplings = st.builds(
     Sampling,
@@ -169,25 +175,51 @@ effects = st.builds(
 
 def make_head(name: str = "e1", **changes: Any) -> EpisodeHead:
     values: dict[str, Any] = {
-        "id": name, "group": "g1", "member": 0, "wanted": 2, "task": {"q": "why?"}, "seed": 7, "workflow": "ab" * 16, "created": 1.5,
-    }  # fmt: skip
+        "id": name,
+        "group": "g1",
+        "member": 0,
+        "wanted": 2,
+        "task": {"q": "why?"},
+        "seed": 7,
+        "workflow": "ab" * 16,
+        "created": 1.5,
+    }
     return EpisodeHead(**values | changes)
 
 
 def make_effect(position: int, value: Any = None, **changes: Any) -> Effect:
     values: dict[str, Any] = {
-        "key": EffectKey("main", 0, position), "kind": "effect", "name": "draw", "request": position.to_bytes(16, "little"),
-        "note": "a draw", "issued": 2 * position, "completed": 2 * position + 1, "at": 0.25 * position, "value": value,
-    }  # fmt: skip
+        "key": EffectKey("main", 0, position),
+        "kind": "effect",
+        "name": "draw",
+        "request": position.to_bytes(16, "little"),
+        "note": "a draw",
+        "issued": 2 * position,
+        "completed": 2 * position + 1,
+        "at": 0.25 * position,
+        "value": value,
+    }
     return Effect(**values | changes)
 
 
 def make_turn(position: int, ids: Any = (5, 6, 7), **changes: Any) -> Turn:
     name = str(EffectKey("main", 0, position))
     values: dict[str, Any] = {
-        "id": name, "agent": "solver", "index": position, "policy": "solver",
-        "versions": (VersionSpan(Version("run", "solver", 3, "d1"), 0, len(ids)),), "parent": None, "predecessor": None, "branch": "main",
-        "context_ids": token_ids((1, 2)), "sampled_ids": token_ids(ids), "logprobs": -np.ones(len(ids), np.float32),
-        "logprobs_at": "before_mask", "finish": "stop", "sampling": Sampling(stop_ids=(2,)), "seed": 11, "text": "hello",
-    }  # fmt: skip
+        "id": name,
+        "agent": "solver",
+        "index": position,
+        "policy": "solver",
+        "versions": (VersionSpan(Version("run", "solver", 3, "d1"), 0, len(ids)),),
+        "parent": None,
+        "predecessor": None,
+        "branch": "main",
+        "context_ids": token_ids((1, 2)),
+        "sampled_ids": token_ids(ids),
+        "logprobs": -np.ones(len(ids), np.float32),
+        "logprobs_at": "before_mask",
+        "finish": "stop",
+        "sampling": Sampling(stop_ids=(2,)),
+        "seed": 11,
+        "text": "hello",
+    }
     return Turn(**values | changes)

@@ -108,7 +108,7 @@ def test_a_newer_schema_is_refused_and_untouched(tmp_path: Path, read_only: bool
 def test_a_file_that_is_no_database_is_refused_and_untouched(tmp_path: Path, content: bytes, read_only: bool) -> None:
     path = tmp_path / "s.db"
     path.write_bytes(content)
-    with pytest.raises(StoreError, match="cannot open .*s.db"), SQLiteStore(path, read_only=read_only):
+    with pytest.raises(StoreError, match=r"cannot open .*s\.db"), SQLiteStore(path, read_only=read_only):
         pass
     assert path.read_bytes() == content
 
@@ -119,7 +119,7 @@ def test_a_database_of_another_program_is_refused_and_untouched(tmp_path: Path, 
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("CREATE TABLE music(title)")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="no agentrl store .it holds music"), SQLiteStore(path, read_only=read_only):
+    with pytest.raises(StoreError, match=r"no agentrl store \(it holds music"), SQLiteStore(path, read_only=read_only):
         pass
     assert path.read_bytes() == before
 

@@ -131,7 +131,7 @@ def test_an_unknown_id_raises_naming_near_ones(tmp_path: Path, read: str) -> Non
     with SQLiteStore(tmp_path / "s.db") as store:
         fill(store, "train-00017")
         store.flush_sync()
-        with pytest.raises(UserError, match="no episode 'train-0017'.*did you mean train-00017"):
+        with pytest.raises(UserError, match=r"no episode 'train-0017'.*did you mean train-00017"):
             getattr(store, read)("train-0017")
 
 

@@ -20,9 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentrl import train
+from agentrl import faults, train
 from agentrl.errors import capture
-from agentrl.runtime import faults
 from agentrl.store.sqlite import SQLiteStore
 from agentrl.transformer.weights import load_weights
 from tests.train.small import small, warmed

@@ -19,7 +19,7 @@ from agentrl.engines.contract import PauseMode
 from agentrl.engines.local.decoder import fuse
 from agentrl.engines.local.jobs import Abort, Command, Job, Pause, Publish, Reply, Resume, Stop
 from agentrl.engines.local.lane import Lane
-from agentrl.errors import AgentRLError, EngineError, UserError, describe
+from agentrl.errors import AgentRLError, EngineError, UserError, boundary, describe
 from agentrl.transformer.weights import check_weights, load_weights
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,13 @@ class Worker:
     async def start(self) -> None:
         """Loads the models in the thread; raises what the loading raised."""
         self._thread.start()
+        loaded = False
         try:
             await self._loaded
-        except BaseException:
-            await self.stop()
-            raise
+            loaded = True
+        finally:
+            if not loaded:
+                await self.stop()
 
     async def stop(self) -> None:
         """Ends the thread; requests that still run fail. Waits for the step in progress, even when cancelled."""
@@ -74,23 +76,25 @@ class Worker:
     # in the thread
 
     def _main(self) -> None:
-        with torch.inference_mode():
-            try:
+        why = "it was closed"
+        try:
+            with torch.inference_mode():
                 torch.set_num_threads(self._threads or torch.get_num_threads())  # fixed: bits may depend on it
-                self.lanes = self._load()
+                with boundary(EngineError, "loading"):
+                    self.lanes = self._load()
                 self.reply_to(self._loaded)(None)
-                self._run()
-                self._fail("the engine was closed")
-            except Exception as error:
-                if not self._loaded.done():
-                    cause = error if isinstance(error, AgentRLError) else EngineError(f"loading failed: {describe(error)}")
-                    self.reply_to(self._loaded)(cause)
-                else:
-                    log.exception("the local engine failed")
-                self._fail(f"the local engine failed: {describe(error)}")
-        self.lanes = {}
-        self.reply_to(self._ended)(None)
-        self._flush()
+                with boundary(EngineError, "in a step"):
+                    self._run()
+        except AgentRLError as error:
+            why = describe(error)
+            self.reply_to(self._loaded)(error)  # unless it is settled already
+            if isinstance(error, EngineError):
+                log.exception("the local engine failed")
+        finally:
+            self._fail(f"the local engine failed: {why}")
+            self.lanes = {}
+            self.reply_to(self._ended)(None)
+            self._flush()
 
     def _run(self) -> None:
         while self._take():
