@@ -164,8 +164,9 @@ class _Page:
             yield self.paint(lead, "dim") + self.paint(text, *styles) + self.paint(behind, *behind_styles)
             return
         rest = _short_of(lead if rest is None else rest, self.width)
-        pieces = [(piece, styles) for piece in wrap(text, self.width - columns(lead))]
-        pieces += [(piece, tuple(behind_styles)) for piece in wrap(behind, self.width - columns(rest)) if behind]
+        room = self.width - max(columns(lead), columns(rest))
+        pieces = [(piece, styles) for piece in wrap(text, room)]
+        pieces += [(piece, tuple(behind_styles)) for piece in wrap(behind, room) if behind]
         for index, (piece, style) in enumerate(pieces):
             yield self.paint(rest if index else lead, "dim") + self.paint(piece, *style)
 

@@ -236,9 +236,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_a_failure_is_one_clear_line(
     here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
@@ -256,12 +254,12 @@ def test_a_failure_in_a_process_of_its_own_ends_with_1_and_no_traceback(place: P
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment"), [(["--debug"], {}), ([], {"AGENTRL_DEBUG": "1"})], ids=["flag", "variable"]
+    ("arguments", "environment"),
+    [(["--debug", "view", "nowhere"], {}), (["view", "nowhere", "--debug"], {}), (["view", "nowhere"], {"AGENTRL_DEBUG": "1"})],
+    ids=["before", "behind", "variable"],
 )
-@pytest.mark.parametrize("first", [True, False], ids=["before", "behind"])
-def test_debugging_shows_where_it_failed(place: Path, arguments: list[str], environment: dict[str, str], first: bool) -> None:
-    command = ["view", "nowhere"]
-    done = run(place, *(arguments + command if first else command + arguments), code=1, **environment)
+def test_debugging_shows_where_it_failed(place: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    done = run(place, *arguments, code=1, **environment)
     assert "Traceback" in done.stderr
     assert "there is no store at" in done.stderr
 

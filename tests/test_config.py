@@ -156,9 +156,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
+@pytest.mark.parametrize(("settings", "message"), MISTAKES, ids=[" ".join(settings) for settings, _ in MISTAKES])
 def test_a_setting_that_cannot_be_is_refused_with_what_there_is(settings: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         apply_settings(experiment(), settings)
@@ -171,7 +169,7 @@ def test_an_unknown_key_of_a_mapping_names_keys_and_fields() -> None:
 
 
 def test_a_setting_for_all_is_refused_when_each_has_its_own() -> None:
-    with pytest.raises(UserError, match="policies.model=/all has no effect"):
+    with pytest.raises(UserError, match=r"policies\.model=/all has no effect"):
         apply_settings(two_policies(), ["policies.model=/all", "policies.coder.model=/1", "policies.tester.model=/2"])
 
 

@@ -98,12 +98,30 @@ def test_everything_that_is_known_of_an_episode_is_shown() -> None:
         )
     )
     for expected in (
-        "episode g7.0 done", "fork of g6.1 at 9", 'task {"text": "Which city?"}', "● searcher 0", "2+3 tokens  stop  p@12  0.50 s  :0",
-        "<search>capital of Peru</search>", '→ search(query="capital of Peru")', "ok  0.25 s  2 attempts", "Lima", "sees a document",
-        "reward gold = 0.5", "probe answer at 3, 1 tokens = -1.25", "● searcher 1", "length", "invalid format", "first 1 tokens forced",
-        "not trained: drift", "output Lima", "reward exact = 1", "reward style = 0.25 for searcher", "metrics hops = 2",
-        "stops searcher: answered", "6 tokens sampled, 20 of prompts (10 cached), 4 lost, 2 model calls, 1 tool calls, usd = 0.5",
-    ):  # fmt: skip
+        "episode g7.0 done",
+        "fork of g6.1 at 9",
+        'task {"text": "Which city?"}',
+        "● searcher 0",
+        "2+3 tokens  stop  p@12  0.50 s  :0",
+        "<search>capital of Peru</search>",
+        '→ search(query="capital of Peru")',
+        "ok  0.25 s  2 attempts",
+        "Lima",
+        "sees a document",
+        "reward gold = 0.5",
+        "probe answer at 3, 1 tokens = -1.25",
+        "● searcher 1",
+        "length",
+        "invalid format",
+        "first 1 tokens forced",
+        "not trained: drift",
+        "output Lima",
+        "reward exact = 1",
+        "reward style = 0.25 for searcher",
+        "metrics hops = 2",
+        "stops searcher: answered",
+        "6 tokens sampled, 20 of prompts (10 cached), 4 lost, 2 model calls, 1 tool calls, usd = 0.5",
+    ):
         assert expected in shown, f"{expected!r} is not in\n{shown}"
 
 

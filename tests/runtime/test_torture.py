@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.runtime.harness import HEAD, Log, play
-from tests.runtime.programs import PROGRAMS, Bench, Node, workflow
 
 from agentrl.effect import Effect
 from agentrl.limits import Limits
 from agentrl.store.contract import EpisodeTail
+from tests.runtime.harness import HEAD, Log, play
+from tests.runtime.programs import PROGRAMS, Bench, Node, workflow
 
 # a thread that hands a coroutine to an episode which was just put aside: nobody will ever await it
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'Interpreter.effect' was never awaited:RuntimeWarning")

@@ -52,6 +52,11 @@ def test_a_word_in_the_title_counts_more_than_in_the_text():
     assert ids(Search(CORPUS).find("the currency of Peru")) == ["pe"]
 
 
+def test_a_word_of_every_document_still_finds_them_where_the_other_words_find_nothing():
+    assert ids(Search(CORPUS[:1]).find("where is the capital quark")) == ["pe"]
+    assert ids(Search(CORPUS, top_k=4).find("country quark")) == ["ca", "li", "sp"]
+
+
 def test_equal_documents_are_ordered_by_id_whatever_their_order_in_the_corpus():
     corpus = [{"id": name, "title": f"t {name}", "text": "one word"} for name in ("c", "a", "d", "b")]
     assert ids(Search(corpus, top_k=3).find("word")) == ["a", "b", "c"]

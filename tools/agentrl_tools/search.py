@@ -36,6 +36,7 @@ _STOP_TEXT = (
 )
 STOP_WORDS = frozenset(_STOP_TEXT.split())
 """Words of a query that are passed over when it has others."""
+_FIND = "SELECT rowid FROM documents WHERE documents MATCH ? ORDER BY rank, rowid LIMIT ?"
 _WORD = re.compile(r"\w+")
 
 
@@ -116,12 +117,16 @@ class _Index:
             return exact
         with self._lock:
             table = self._open()
-            # FTS5 gives a word of most documents a weight of nearly nothing, at the price of scoring them all.
-            telling = [word for word in words if not {fold(word)} & (STOP_WORDS | self._common)] or words
-            # Quoted, no word is read as FTS5 syntax; \w leaves no quote inside one.
-            match = " OR ".join(f'"{word}"' for word in telling)
-            found = "SELECT rowid FROM documents WHERE documents MATCH ? ORDER BY rank, rowid LIMIT ?"
-            rows = table.execute(found, (match, top_k + len(exact))).fetchall()
+            # FTS5 gives a word of most documents a weight of nearly nothing, at the price of scoring them all: such words
+            # are asked for only where the others find too little.
+            named = [word for word in words if fold(word) not in STOP_WORDS] or words
+            rare = [word for word in named if fold(word) not in self._common]
+            rows: list[tuple[int]] = []
+            for chosen in (rare, named):
+                if chosen and len(rows) < top_k + len(exact):
+                    # Quoted, no word is read as FTS5 syntax; \w leaves no quote inside one.
+                    match = " OR ".join(f'"{word}"' for word in chosen)
+                    rows = table.execute(_FIND, (match, top_k + len(exact))).fetchall()
         ranked = (self._by_row[row] for (row,) in rows)
         return (exact + [document for document in ranked if document not in exact])[:top_k]
 
