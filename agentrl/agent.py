@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.context import Context, Full
 from agentrl.effect import digest_request
-from agentrl.episode import StopReason, Turn
+from agentrl.episode import StopReason, Turn, token_ids
 from agentrl.errors import ContextOverflow, EngineError, UserError
 from agentrl.rendering.contract import Message, Parsed, ToolRequest
 from agentrl.tool import Tool, as_tools
 from agentrl.toolcall import call_tool
 
 if TYPE_CHECKING:
-    from agentrl.team import Team
+    from agentrl.team import Sampled, Team
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class AgentRun:
         self._tools = tools
         self._seat = team.seat(agent.name)
         self._conversation = self._seat.renderer.open(messages, [tool.spec for tool in tools.values()])
-        self._turn: Turn | None = None
+        self._last: Sampled | None = None
         self._sampled = 0
         self._calls = 0
         self._state = digest_request([message.content for message in messages]).hex()
@@ -96,7 +96,7 @@ class AgentRun:
             self._team.note_stop(self._agent.name, "engine_failure")
             raise error
         self._team.note_stop(self._agent.name, stop)
-        return Reply(self._text, stop, self._turn, tuple(self._conversation.messages))
+        return Reply(self._text, stop, self._last.turn if self._last else None, tuple(self._conversation.messages))
 
     async def _loop(self) -> StopReason:
         agent = self._agent
@@ -105,18 +105,19 @@ class AgentRun:
             parsed = await self._sample(min(agent.max_tokens, left))
             if parsed is None:
                 return "context_overflow"
-            assert self._turn is not None
+            assert self._last is not None
+            turn = self._last.turn
             self._text = parsed.text
-            if self._turn.finish == "abort":
+            if turn.finish == "abort":
                 return "cancelled"
             if not parsed.tool_calls:
                 if parsed.error:
-                    self._team.note_invalid(self._turn)
+                    self._team.note_invalid(turn)
                     return "parse_error"
-                return "answered" if self._turn.finish == "stop" else "token_limit"
+                return "answered" if turn.finish == "stop" else "token_limit"
             if agent.max_tool_calls is not None and self._calls + len(parsed.tool_calls) > agent.max_tool_calls:
                 return "tool_limit"
-            replies = await self._call(self._turn, parsed.tool_calls)
+            replies = await self._call(turn, parsed.tool_calls)
             if self._stuck(parsed.tool_calls, replies):
                 return "no_progress"
             if agent.max_total_tokens is not None and self._sampled >= agent.max_total_tokens:
@@ -130,11 +131,13 @@ class AgentRun:
         if not self._agent.context.fits(conversation, 0, max_tokens, seat.engine.info.max_context):
             return None
         room = min(max_tokens, seat.engine.info.max_context - len(conversation.path))
-        self._turn = await self._team.sample(
-            self._agent, rendered, conversation.path, parent=self._turn, max_tokens=room, state=self._state
+        prompt = token_ids(conversation.path)
+        self._last = await self._team.sample(
+            self._agent, rendered, prompt, after=self._last, max_tokens=room, state=self._state
         )
-        self._sampled += len(self._turn.sampled_ids)
-        return seat.renderer.sampled(conversation, self._turn.sampled_ids)
+        sampled = self._last.turn.sampled_ids
+        self._sampled += len(sampled)
+        return seat.renderer.sampled(conversation, sampled)
 
     async def _call(self, turn: Turn, requests: Sequence[ToolRequest]) -> list[Message]:
         """Runs the calls at the same time; their replies join the conversation in the order of the calls."""

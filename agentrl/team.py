@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from agentrl.agent import Agent, AgentRun, Reply
 from agentrl.effect import digest_request
 from agentrl.engines.contract import Engine, GenerateRequest, Generation
-from agentrl.episode import Parent, Sampling, State, StopReason, Turn, digest_ids, token_ids
+from agentrl.episode import IntArray, Parent, Sampling, State, StopReason, Turn, digest_ids, token_ids
 from agentrl.errors import RewardError, UserError
 from agentrl.rendering.contract import Message, Rendered, Renderer
 from agentrl.tool import as_tools
@@ -123,16 +125,15 @@ class Team:
         self.world.record("note", "valid", {"turn": turn.id})
 
     async def sample(
-        self, agent: Agent, rendered: Rendered, path: Sequence[int], *, parent: Turn | None, max_tokens: int, state: str
-    ) -> Turn:
-        """One model call. `path` is the whole prompt; `rendered` says which of it is new."""
+        self, agent: Agent, rendered: Rendered, prompt: IntArray, *, after: Sampled | None, max_tokens: int, state: str
+    ) -> Sampled:
+        """One model call. `prompt` is the whole path; `rendered` says which of it is new behind `after`."""
         seat = self._seats[agent.name]
         index = self._indices.get(agent.name, 0)
         self._indices[agent.name] = index + 1
-        prompt = token_ids(path)
         temperature = seat.sampling.temperature if agent.temperature is None else agent.temperature
         sampling = replace(seat.sampling, temperature=temperature, max_tokens=max_tokens)
-        draft = _Draft(agent.name, index, rendered, parent, self._last, state, sampling)
+        draft = _Draft(agent.name, index, rendered, after, self._last, state, sampling)
 
         async def run(asked: Asked) -> Outcome:
             request = GenerateRequest(
@@ -156,7 +157,7 @@ class Team:
         turn = (await self.world.perform(ask)).turn
         assert turn is not None
         self._last = turn.id
-        return turn
+        return Sampled(turn, np.concatenate((prompt, turn.sampled_ids)))
 
 
 def _said(name: str, arguments: tuple[Any, ...]) -> str:
@@ -174,6 +175,14 @@ def _as_json(value: Any) -> Any:
     return value if value is None or type(value) in (str, int, float, bool) else json.loads(json.dumps(value))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """A turn and its whole path, prompt and sample, as they were asked and given."""
+
+    turn: Turn
+    path: IntArray
+
+
 @dataclass(frozen=True, slots=True)
 class _Draft:
     """What is known of a turn before it is sampled."""
@@ -181,25 +190,27 @@ class _Draft:
     agent: str
     index: int
     rendered: Rendered
-    parent: Turn | None
+    after: Sampled | None
     predecessor: str | None
     state: str
     sampling: Sampling
 
-    def turn(self, seat: Seat, asked: Asked, prompt: Any, generation: Generation) -> Turn:
-        """The turn. One whose engine saw other ids than the record holds is kept and never trained."""
+    def turn(self, seat: Seat, asked: Asked, prompt: IntArray, generation: Generation) -> Turn:
+        """The turn. Where the tokens are not what they should be it is kept, begins a context anew, and is never trained."""
         rendered, forced = self.rendered, len(asked.forced)
-        drift = generation.text is None and generation.digest != digest_ids(prompt, generation.ids)
+        parent, context, untrained = self._behind(prompt)
+        if generation.text is None and generation.digest != digest_ids(prompt, generation.ids):
+            untrained = "the engine saw other token ids than the record holds"
         return Turn(
             id=asked.id,
             agent=self.agent,
             index=self.index,
             policy=seat.policy,
             versions=generation.spans,
-            parent=Parent(self.parent.id, rendered.kept) if self.parent is not None else None,
+            parent=parent,
             predecessor=self.predecessor,
             branch=asked.branch,
-            context_ids=rendered.ids,
+            context_ids=context,
             sampled_ids=generation.ids,
             logprobs=generation.logprobs,
             logprobs_at=generation.logprobs_at,
@@ -217,8 +228,16 @@ class _Draft:
             started=asked.issued_at,
             ended=asked.clock(),
             cached_tokens=generation.cached_tokens,
-            untrained="the engine saw other token ids than the record holds" if drift else "",
+            untrained=untrained,
         )
+
+    def _behind(self, prompt: IntArray) -> tuple[Parent | None, IntArray, str]:
+        """The parent, the ids added since, and what is wrong with them: the prompt is the kept path and the rendered ids."""
+        kept = self.rendered.kept if self.after is not None else 0
+        path = self.after.path if self.after is not None else prompt
+        if np.array_equal(prompt[:kept], path[:kept]) and np.array_equal(prompt[kept:], self.rendered.ids):
+            return (Parent(self.after.turn.id, kept) if self.after is not None else None), self.rendered.ids, ""
+        return None, prompt, "the renderer's path is not that of the turn before"
 
 
 class Role:

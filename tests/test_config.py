@@ -24,7 +24,7 @@ from agentrl.experiment import Experiment, Policy
 from agentrl.learning.optimisers import AdamW, Muon
 from agentrl.learning.schedules import Cosine
 from agentrl.objectives import NLL, Clipped
-from agentrl.resolve import SHARED_ACRONYMS, resolve
+from agentrl.resolve import resolve
 from agentrl.rollout import Independent
 from agentrl.team import Team
 from agentrl.workflow import workflow
@@ -267,24 +267,6 @@ def test_a_value_from_a_file_unpickles_in_another_process(lab: Path) -> None:
     assert done.stdout.strip() == "Mine(gamma=0.5)"
 
 
-def test_a_file_of_a_package_has_its_dotted_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "shop" / "deep").mkdir(parents=True)
-    for folder in ("shop", "shop/deep"):
-        (tmp_path / folder / "__init__.py").touch()
-    (tmp_path / "shop" / "base.py").write_text("ONE = 1\n")
-    (tmp_path / "shop" / "deep" / "leaf.py").write_text("from ..base import ONE\nclass Leaf: value = ONE\n")
-    leaf = resolve(f"{tmp_path}/shop/deep/leaf.py:Leaf")
-    assert (leaf.__module__, leaf.value) == ("shop.deep.leaf", 1)
-
-
-def test_a_file_called_like_a_standard_module_does_not_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "json.py").write_text("HERE = True\n")
-    assert resolve(f"{tmp_path / 'json.py'}:HERE") is True
-    assert sys.modules["json"] is json
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -310,32 +292,6 @@ def test_a_name_that_is_not_there_is_refused_with_what_comes_near(
     with pytest.raises(UserError) as caught:
         resolve(text, table={"gigpo": GiGPO, "grpo": GRPO})
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("acronym", ["arpo", "dppo", "gepo", "hrpo", "gtpo", "spo", "srpo", "mpo", "ARPO"])
-def test_an_acronym_of_two_papers_is_refused_with_both_names(acronym: str) -> None:
-    with pytest.raises(UserError) as caught:
-        resolve(acronym, table={"gigpo": GiGPO})
-    assert all(name in str(caught.value) for name in SHARED_ACRONYMS[acronym.lower()])
-    assert len(SHARED_ACRONYMS[acronym.lower()]) >= 2
-
-
-def test_a_short_name_is_found_among_the_entry_points_of_installed_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "shelf.py").write_text("class Hammer: pass\n")
-    info = tmp_path / "shelf-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[agentrl.tools]\nhammer = shelf:Hammer\nlost = shelf:Nail\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert resolve("hammer", group="agentrl.tools").__module__ == "shelf"
-    with pytest.raises(UserError, match="did you mean hammer"):
-        resolve("hammr", group="agentrl.tools")
-    with pytest.raises(UserError, match=r"'lost' \(shelf:Nail\) cannot be imported"):
-        resolve("lost", group="agentrl.tools")
-    with pytest.raises(UserError, match="there is no 'hammer'"):
-        resolve("hammer", group="agentrl.sandboxes")
 
 
 # --- as JSON ---------------------------------------------------------------------------------------------------------------
@@ -397,14 +353,15 @@ def test_an_object_is_told_without_its_address() -> None:
     class Scorer:
         def __init__(self) -> None:
             self.weight = 0.5
-            self._cache = object()
+            self.cache = object()
+            self._calls = 3
 
         def __call__(self, task: Any, output: Any, episode: Any) -> float:
             return self.weight
 
     told = experiment_json(experiment(reward=Scorer()))["reward"]
+    assert told.keys() == {"type", "weight"}
     assert told["weight"] == 0.5
-    assert "0x" not in json.dumps(told)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentrl.episode import (
@@ -224,6 +224,7 @@ def test_colour_changes_nothing_but_colour(monkeypatch: pytest.MonkeyPatch) -> N
     assert render_tree(given) == plain(given)
 
 
+@example(texts=["00000000000\x1f\x1f \U00014647\U00018cd6\U00018cd6\U00018cd6"], parents=[0] * 8, width=40)
 @settings(deadline=None, max_examples=60)
 @given(
     texts=st.lists(st.text(max_size=200), min_size=1, max_size=8),

@@ -226,16 +226,18 @@ def _print_tree(episode: Any, arguments: argparse.Namespace, decode: Callable[[I
 
 
 def _decoder(folder: Path) -> Callable[[IntArray], str]:
-    """Decodes with the tokenizer of the run's model."""
+    """Decodes with the tokenizer of the run's model; a checkpoint has a copy of it."""
     from agentrl.rendering.folder import read_folder
     from agentrl.run import Run
 
-    policies = Run.find(folder).described["experiment"]["policies"]
+    run = Run.find(folder)
+    policies = run.described["experiment"]["policies"]
     found = [policies] if "model" in policies else list(policies.values())
-    models = {policy["model"] for policy in found}
+    models = sorted({policy["model"] for policy in found})
     if len(models) != 1:
-        raise UserError(f"--context needs one model for all policies, got {', '.join(sorted(models))}")
-    tokenizer = read_folder(models.pop()).tokenizer
+        raise UserError(f"--context needs one model for all policies, got {', '.join(models)}")
+    saved = run.checkpoints(found[0]["name"])
+    tokenizer = read_folder(saved[-1] if saved else Path(models[0])).tokenizer
     return lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
 

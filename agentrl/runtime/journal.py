@@ -118,7 +118,7 @@ class Journal:
     def suspend(self, *, final: bool = False) -> None:
         """Ends the workflow here without a word in the record, as a crash would; a resume goes on from it.
 
-        Its cleanup runs, but touches nothing: effects are refused. `final` = there will be no resume: what is still paid for
+        Its cleanup runs, but touches nothing: what it asks for never comes. `final` = there will be no resume: what is still paid for
         the effects that run is recorded as lost.
         """
         if self.suspended or self.ended.done():
@@ -191,6 +191,8 @@ class Journal:
     # --- what the workflow asks --------------------------------------------------------------------------------------
     def made(self, pending: Pending, value: Any) -> Any:
         """Writes a synchronous effect, or hands back what the record holds of it."""
+        if self.suspended:
+            return value
         entry = self._record.at(pending.place)
         if entry is not None:
             if self._differs(pending):
@@ -205,6 +207,8 @@ class Journal:
 
     def begin(self, pending: Pending) -> None:
         """Launches an effect, or holds it while the record lasts."""
+        if self.suspended:
+            return
         self._pending[pending.place] = pending
         if self._record.next() is None and self.mode == "live":
             self._launch(pending)
@@ -213,6 +217,8 @@ class Journal:
 
     def begin_thread(self, pending: Pending, call: Callable[[], Any], executor: Any) -> asyncio.Future[Any]:
         """Runs sync code, whatever the record says of it; only when it came back is recorded."""
+        if self.suspended:
+            return self.loop.create_future()
         self._pending[pending.place] = pending
         self._differs(pending)
         pending.issued, pending.issued_at = self.written.tick(), self.written.at()
@@ -342,8 +348,11 @@ class Journal:
 
     def _is_stuck(self) -> bool:
         """With nothing under way nothing can ever wake the workflow: it fails at once, not at its deadline."""
-        if self._pending or self.sync.jobs or self.interrupted is not None:
+        if self._pending or self.sync.jobs:
             return False
+        if self.interrupted is not None:
+            self.suspend(final=True)
+            return True
         if self._winding is not None:
             return self._winding.insist() or self._is_over()
         names = ", ".join(task.get_name() for task in self.loop.live_tasks()[:8])

@@ -8,7 +8,6 @@ from typing import Any
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
-from agentrl.rendering.template import TemplateRenderer
 
 
 def checkpoints(run: Path, policy: str) -> list[Path]:
@@ -34,4 +33,6 @@ def open_renderer(policy: Policy, folder: Path) -> Renderer:
     if not str(folder) or folder == Path():
         what = f"policy {policy.name!r} has no model"
         raise UserError(f"{what}; set Policy({policy.name!r}, model=FOLDER) or --set policies.model=FOLDER")
+    from agentrl.rendering.template import TemplateRenderer  # brings tokenizers and jinja2
+
     return TemplateRenderer.from_folder(folder, history=policy.history, parser=policy.parser or None)

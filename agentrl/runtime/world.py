@@ -87,10 +87,7 @@ class EpisodeWorld:
         self._real.call_exception_handler(context)
 
     def _issue(self, kind: EffectKind, name: str, request: bytes, note: str) -> Pending:
-        journal = self._journal
-        if journal.suspended:
-            raise asyncio.CancelledError("suspended")
-        branch = journal.loop.here()
+        branch = self._journal.loop.here()
         if branch is None:
             raise WorkflowError(
                 f"{kind} {name!r} was asked for outside the workflow's own tasks; use `team` only inside it, never in a tool, "

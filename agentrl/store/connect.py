@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from agentrl.errors import StoreError, UserError
@@ -18,15 +18,13 @@ class Connection(sqlite3.Connection):
 
 def open_writer(path: Path) -> sqlite3.Connection:
     """The writing connection to a file at the present schema, made or brought there if need be. It may change threads."""
-    with _opening(path):
+    with _opening(path), ExitStack() as undo:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
-        try:
-            read_version(connection, path)  # before anything is changed in a file that may not be ours
-            _set_up(connection, path)
-            migrate(connection, path)
-        except BaseException:
-            connection.close()
-            raise
+        undo.callback(connection.close)
+        read_version(connection, path)  # before anything is changed in a file that may not be ours
+        _set_up(connection, path)
+        migrate(connection, path)
+        undo.pop_all()
     return connection
 
 

@@ -61,7 +61,11 @@ def fold(head: EpisodeHead, effects: Sequence[Effect], tail: EpisodeTail | None)
             said.setdefault(str(value["turn"]), _Said()).add(effect)
     turns = sorted((effect for effect in live if effect.turn is not None), key=lambda effect: effect.issued)
     if tail is not None:
-        rewards += tail.rewards
+        for reward in tail.rewards:
+            if reward.turn is None:
+                rewards.append(reward)
+            else:
+                said.setdefault(reward.turn, _Said()).rewards.append(reward)
         metrics |= tail.metrics
     return Episode(
         id=head.id,
@@ -136,8 +140,9 @@ def _joined(turn: Turn, said: dict[str, _Said]) -> Turn:
     more = said.get(turn.id)
     if more is None:
         return turn
-    tools = tuple(sorted(more.tools, key=lambda call: call.call_id))
-    return replace(turn, tool_calls=tools, rewards=tuple(more.rewards), probes=tuple(more.probes), **more.fields)
+    tools = (*turn.tool_calls, *sorted(more.tools, key=lambda call: call.call_id))
+    rewards, probes = (*turn.rewards, *more.rewards), (*turn.probes, *more.probes)
+    return replace(turn, tool_calls=tools, rewards=rewards, probes=probes, **more.fields)
 
 
 def ledger_of(effects: Sequence[Effect]) -> Ledger:

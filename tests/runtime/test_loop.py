@@ -199,12 +199,13 @@ async def test_as_completed_over_bare_coroutines_begins_them_in_order() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-async def test_as_completed_over_a_generator_of_coroutines_is_refused() -> None:
+async def test_as_completed_over_a_set_of_coroutines_is_refused() -> None:
     async def workflow(task: Any, team: Team) -> Any:
-        for each in asyncio.as_completed(echo(value) for value in range(3)):
+        for each in asyncio.as_completed({echo(value) for value in range(3)}):
             await each
 
     assert "give it a list" in await message(workflow)
+    gc.collect()
 
 
 async def test_sets_of_tasks_have_one_order() -> None:

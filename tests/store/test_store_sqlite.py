@@ -87,7 +87,9 @@ def test_an_episode_is_folded_from_its_journal(tmp_path: Path) -> None:
         store.flush_sync()
         episode = store.episode("e1")
     assert (episode.status, episode.output, episode.failure, episode.seconds) == ("failed", TAIL.output, TAIL.failure, 12.5)
-    assert same(episode.turns, (turn,))
+    own, style = TAIL.rewards
+    assert episode.rewards == (own,), "a reward that names a turn belongs to that turn"
+    assert same(episode.turns, (replace(turn, rewards=(*turn.rewards, style)),))
 
 
 def test_a_filter_gives_what_its_fields_say_together(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from agentrl.run import Run
 from agentrl.setup import open_learners
 from agentrl.store.contract import EpisodeFilter
 from agentrl.transformer.weights import load_weights
+from tests.conftest import drifted
 from tests.train.small import small, tiny_model
 
 
@@ -217,3 +218,42 @@ def test_tiny_models_are_made_once(tmp_path: Path) -> None:
     tiny_model(tmp_path / "model")
     with pytest.raises(UserError, match="already holds a model"):
         tiny_model(tmp_path / "model")
+
+
+def test_a_renderer_that_loses_a_token_is_caught(warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentrl.rendering.template import TemplateRenderer
+
+    extend = TemplateRenderer.extend
+
+    def forgetful(self: TemplateRenderer, conversation: Any) -> Any:
+        if conversation.path:
+            del conversation.path[-2]
+        return extend(self, conversation)
+
+    monkeypatch.setattr(TemplateRenderer, "extend", forgetful)
+    result, kept = run(small(warm, steps=1, eval_every=0, min_group=1), tmp_path / "run")
+    later = [turn for episode in episodes_of(result.run) for turn in episode.turns[1:]]
+    assert later, "nothing had a second turn"
+    assert all("renderer's path" in turn.untrained and turn.parent is None for turn in later)
+    assert kept.steps[-1].values["drift"] == len(later)
+
+
+@pytest.mark.drifts
+def test_an_engine_that_sees_other_tokens_is_caught(warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentrl.engines.local import LocalEngine
+
+    generate = LocalEngine.generate
+
+    async def deaf(self: LocalEngine, request: Any) -> Any:
+        return await generate(self, replace(request, parts=(request.prompt[1:],)))
+
+    monkeypatch.setattr(LocalEngine, "generate", deaf)
+    result, kept = run(small(warm, steps=1, eval_every=0, min_group=1), tmp_path / "run")
+    turns = [turn for episode in episodes_of(result.run) for turn in episode.turns]
+    assert all("engine saw other token ids" in turn.untrained for turn in turns)
+    assert len(drifted(Path(result.run) / "store.db")) == len(turns) == kept.steps[-1].values["drift"]
+
+
+def episodes_of(run: Path) -> list[Any]:
+    with Run.find(run).store(read_only=True) as store:
+        return list(store.episodes())

@@ -1,0 +1,49 @@
+"""For every test: each turn that any run stored must read back as the tokens that its engine saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentrl.episode import digest_ids
+from agentrl.store.sqlite import SQLiteStore
+
+OWN_TURNS = ("tests/store", "tests/benchmarks")
+"""Tests that store turns which no engine sampled."""
+
+
+@pytest.fixture(autouse=True)
+def stored_paths_are_what_engines_saw(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Reads back, after the test, all episodes of the stores it wrote to, and compares digests."""
+    if request.node.nodeid.startswith(OWN_TURNS) or request.node.get_closest_marker("drifts"):
+        yield
+        return
+    written: set[Path] = set()
+    entered = SQLiteStore.__enter__
+
+    def enter(store: SQLiteStore) -> Any:
+        written.add(Path(store.path))
+        return entered(store)
+
+    monkeypatch.setattr(SQLiteStore, "__enter__", enter)
+    yield
+    monkeypatch.undo()
+    for path in sorted(written):
+        if path.exists():
+            assert drifted(path) == []
+
+
+def drifted(path: Path) -> list[str]:
+    """The turns of a store whose path is not what their engine saw."""
+    found: list[str] = []
+    with SQLiteStore(path, read_only=True) as store:
+        for episode in store.episodes():
+            found += [
+                f"{episode.id} {turn.id}"
+                for turn in episode.turns
+                if turn.digest and digest_ids(episode.path(turn)) != turn.digest
+            ]
+    return found
