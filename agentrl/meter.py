@@ -68,11 +68,6 @@ class Meter:
         self._seconds = dict.fromkeys(_STAGES, 0.0)
         self._write(batch, values)
 
-    def close(self) -> None:
-        """Closes the sinks."""
-        for sink in self._sinks:
-            sink.close()
-
     def _write(self, batch: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
             sink.write(StepMetrics(batch, values))

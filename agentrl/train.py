@@ -75,8 +75,9 @@ async def train(
             batch, state = await asyncio.to_thread(restore, run, store, learners)
             if state is not None:
                 source.load(state)
-            meter = Meter(experiment, open_sinks(experiment, run.folder) if sinks is None else sinks, batch)
-            stack.callback(meter.close)
+            own = open_sinks(experiment, run.folder) if sinks is None else ()
+            stack.callback(lambda: [sink.close() for sink in own])
+            meter = Meter(experiment, sinks or own, batch)
             runtime = await stack.enter_async_context(Runtime(experiment, store=store, lineage=run.lineage))
             run.note_engine(runtime.engine.info)
             await publish(runtime, learners)

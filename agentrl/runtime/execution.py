@@ -96,6 +96,9 @@ class Execution:
         if self._deadline is not None:
             left = max(0.0, self._deadline - journal.written.at()) if self._mode == "live" else self._deadline
             self._timers.append(asyncio.get_running_loop().call_later(left, self._overdue))
+        scope = self._around.tasks
+        if isinstance(scope, EffectTasks):
+            scope.on_close.add(self._aside)
         try:
             journal.start(self._program.begin(journal.world))
             await asyncio.shield(journal.ended)
@@ -108,6 +111,8 @@ class Execution:
                 await self._settle()
             finally:
                 journal.close()
+                if isinstance(scope, EffectTasks):
+                    scope.on_close.discard(self._aside)
         if self._put_aside:
             raise asyncio.CancelledError(f"episode {self.head.id} was put aside with its runtime")
         return tuple(journal.written.effects), await self._end()
@@ -125,6 +130,10 @@ class Execution:
         """Cancels the episode for good: recorded, its cleanup runs, it is not resumed."""
         self.journal.interrupt("cancel", reason)
         self._leave_after_grace()
+
+    def _aside(self) -> None:
+        self._put_aside = True
+        self.journal.suspend()
 
     def _overdue(self) -> None:
         if self._mode == "live":
@@ -185,10 +194,6 @@ class Execution:
             try:
                 outcome = await ask.run(asked)
             except asyncio.CancelledError as error:
-                if not pending.abandoned and isinstance(self._around.tasks, EffectTasks) and self._around.tasks.closing:
-                    self._put_aside = True
-                    journal.suspend()
-                    raise
                 if not pending.abandoned:
                     raise ToolError(f"{ask.kind} {ask.name!r} was cancelled from inside") from error
                 journal.complete(pending, NOTHING, error)

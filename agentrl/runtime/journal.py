@@ -118,8 +118,8 @@ class Journal:
     def suspend(self, *, final: bool = False) -> None:
         """Ends the workflow here without a word in the record, as a crash would; a resume goes on from it.
 
-        Its cleanup runs, but touches nothing: what it asks for never comes. `final` = there will be no resume: what is still paid for
-        the effects that run is recorded as lost.
+        Its cleanup runs, but touches nothing: what it asks for never comes. `final` = there will be no resume: what is
+        still paid for the effects that run is recorded as lost.
         """
         if self.suspended or self.ended.done():
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -21,14 +21,15 @@ class EffectTasks:
         self._grace = grace
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.closing = False
-        """Whether a cancellation of these tasks comes from here: the effect has not failed, its world ends."""
+        self.on_close: set[Callable[[], None]] = set()
+        """Called first when it is left: who began tasks here learns that they do not fail, but that their world ends."""
 
     async def __aenter__(self) -> EffectTasks:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self.closing = True
+        for told in list(self.on_close):
+            told()
         await end_tasks(self._tasks, self._grace)
 
     def create_task(self, coroutine: Coroutine[Any, Any, Any], *, name: str | None = None) -> asyncio.Task[Any]:

@@ -507,3 +507,18 @@ def test_a_span_covers_every_token_of_a_plain_reply(folder: Path) -> None:
 
     got = asyncio.run(one())
     assert got.spans == (VersionSpan(Version("run", "searcher", 0, digest_weights(load_weights(folder))), 0, 16),)
+
+
+async def test_a_checkpoint_is_served_under_the_version_it_was_saved_with(tmp_path):
+    from agentrl.episode import Version
+    from agentrl.learning.local import LocalLearner
+    from agentrl.objectives import NLL
+    from agentrl.transformer.config import ModelConfig
+    from agentrl.transformer.weights import init_weights, save_weights
+
+    config = ModelConfig("Qwen3ForCausalLM", 64, 16, 1, 1, 1, 16, 32, 64)
+    save_weights(tmp_path / "model", config.to_json(), init_weights(config, 0))
+    learner = LocalLearner("policy", tmp_path / "model", NLL(), lineage="mine")
+    learner.save(tmp_path / "saved")
+    async with LocalEngine(tmp_path / "saved", lineage="other") as engine:
+        assert engine.version("policy") == learner.version == Version("mine", "policy", 0, learner.version.digest)

@@ -318,4 +318,4 @@ def _inner(child: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
     )
 
 
-PROGRAMS: st.SearchStrategy[Node] = st.recursive(LEAVES, _inner, max_leaves=10)
+PROGRAMS: st.SearchStrategy[Node] = st.recursive(LEAVES, _inner, max_leaves=14)

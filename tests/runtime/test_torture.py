@@ -58,7 +58,7 @@ async def lives(
     return effects, tail
 
 
-@torture(60)
+@torture(600)
 @given(PROGRAMS, st.integers(0, 2**32))
 def test_a_program_replays_to_the_same_end(program: Node, seed: int) -> None:
     async def check() -> None:
@@ -68,7 +68,7 @@ def test_a_program_replays_to_the_same_end(program: Node, seed: int) -> None:
     asyncio.run(check())
 
 
-@torture(25)
+@torture(200)
 @given(PROGRAMS, st.integers(0, 2**32))
 def test_a_program_cut_off_anywhere_goes_on_and_then_replays(program: Node, seed: int) -> None:
     async def check() -> None:
@@ -80,7 +80,7 @@ def test_a_program_cut_off_anywhere_goes_on_and_then_replays(program: Node, seed
     asyncio.run(check())
 
 
-@torture(25)
+@torture(200)
 @given(PROGRAMS, st.integers(0, 2**32))
 def test_a_program_killed_again_and_again_ends_and_replays(program: Node, seed: int) -> None:
     async def check() -> None:
@@ -98,7 +98,7 @@ def test_a_program_killed_again_and_again_ends_and_replays(program: Node, seed: 
     asyncio.run(check())
 
 
-@torture(25)
+@torture(200)
 @given(PROGRAMS, st.integers(0, 2**32))
 def test_a_program_forked_at_every_cut_goes_on_and_then_replays(program: Node, seed: int) -> None:
     async def check() -> None:
@@ -112,7 +112,7 @@ def test_a_program_forked_at_every_cut_goes_on_and_then_replays(program: Node, s
     asyncio.run(check())
 
 
-@torture(40)
+@torture(250)
 @given(PROGRAMS, st.integers(0, 2**32), st.booleans())
 def test_a_program_interrupted_anywhere_replays_to_the_same_end(program: Node, seed: int, deadline: bool) -> None:
     async def check() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,8 @@ class LocalEngine:
         lanes: dict[str, Lane] = {}
         for policy, model in self._models.items():
             tensors = load_weights(model.folder)
-            version = Version(self._lineage, policy, 0, digest_weights(tensors))
+            digest = digest_weights(tensors)
+            version = saved_version(model.folder, digest) or Version(self._lineage, policy, 0, digest)
             decoder = Decoder(model.config, fuse(model.config, tensors), model.max_context, Shapes())
             decoder.shapes = find_shapes(decoder, self._slots)
             decode = read_decoder(model.folder)
@@ -244,3 +246,12 @@ def _check_sampling(what: str, sampling: Sampling) -> None:
         raise UserError(f"{what}: max_tokens must be at least 1, got {sampling.max_tokens}")
     if "" in sampling.stop:
         raise UserError(f"{what}: an empty stop string would stop at once; remove it")
+
+
+def saved_version(folder: Path, digest: str) -> Version | None:
+    """The version that a checkpoint says it holds, if its weights are those it was saved with."""
+    manifest = folder / "learner.json"
+    if not manifest.is_file():
+        return None
+    version = Version.parse(json.loads(manifest.read_text(encoding="utf-8"))["version"])
+    return version if version.digest == digest else None
