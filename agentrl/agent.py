@@ -110,9 +110,10 @@ class AgentRun:
             self._text = parsed.text
             if turn.finish == "abort":
                 return "cancelled"
+            if parsed.error or any(request.error for request in parsed.tool_calls):
+                self._team.note_invalid(turn)
             if not parsed.tool_calls:
                 if parsed.error:
-                    self._team.note_invalid(turn)
                     return "parse_error"
                 return "answered" if turn.finish == "stop" else "token_limit"
             if agent.max_tool_calls is not None and self._calls + len(parsed.tool_calls) > agent.max_tool_calls:

@@ -75,8 +75,8 @@ class Tool:
         for name, value in arguments.items():
             if name not in properties:
                 return f"{self.name} has no argument {name!r}; it takes {', '.join(properties) or 'none'}"
-            wanted = properties[name].get("type")
-            if wanted is not None and not _fits(value, wanted):
+            wanted = _wanted(value, properties[name])
+            if wanted:
                 return f"{self.name}: {name} must be {wanted}, got {value!r}"
         return ""
 
@@ -92,10 +92,21 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _fits(value: Any, wanted: str) -> bool:
-    if isinstance(value, bool) and wanted != "boolean":
-        return False
-    return wanted not in _JSON_TYPES or isinstance(value, _JSON_TYPES[wanted])
+def _wanted(value: Any, schema: Mapping[str, Any]) -> str:
+    """What the schema asks for instead of this value; empty = it fits."""
+    if "enum" in schema:
+        return "" if value in schema["enum"] else f"one of {', '.join(map(str, schema['enum']))}"
+    if "anyOf" in schema:
+        wanted = [_wanted(value, option) for option in schema["anyOf"]]
+        return " or ".join(wanted) if all(wanted) else ""
+    name = str(schema.get("type", ""))
+    if name in _JSON_TYPES and (not isinstance(value, _JSON_TYPES[name]) or (isinstance(value, bool) and name != "boolean")):
+        return name
+    if name == "array" and "items" in schema:
+        items: Any = value
+        unfit = (_wanted(item, schema["items"]) for item in items)
+        return next((f"array of {wanted}" for wanted in unfit if wanted), "")
+    return ""
 
 
 def as_tool(value: Any) -> Tool:
@@ -149,7 +160,7 @@ def as_tools(values: Sequence[Any]) -> dict[str, Tool]:
 
 def _schema(function: Any, name: str) -> tuple[dict[str, Any], frozenset[str]]:
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)
     except NameError as error:
         raise UserError(
             f"tool {name}: the annotation {error.name!r} cannot be resolved; import it at the top of its module"

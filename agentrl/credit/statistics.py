@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from agentrl.credit.contract import Floats, Ints, TurnColumns
 from agentrl.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def returns(

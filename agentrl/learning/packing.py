@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from agentrl.episode import FloatArray, IntArray, Turn
 from agentrl.errors import UserError
 from agentrl.learning.contract import Row
 from agentrl.learning.rows import Path, trace
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from agentrl.credit.batch import MASKED
 from agentrl.credit.contract import Batch, Credit, Floats
 from agentrl.episode import Episode, FloatArray, IntArray, Turn
 from agentrl.errors import UserError
 from agentrl.learning.contract import Row, TrainedTurn
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True, eq=False)

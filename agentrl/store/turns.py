@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from agentrl.episode import (
     EMPTY_IDS,
@@ -35,6 +34,9 @@ from agentrl.episode import (
 )
 from agentrl.errors import UserError
 from agentrl.store.codec import Row, decode_rewards, decode_version, encode_json, encode_rewards, encode_version
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _INT32 = np.dtype(np.int32)
 _FLOAT32 = np.dtype(np.float32)

@@ -185,7 +185,7 @@ def test_a_copy_on_a_read_only_folder_can_be_read(tmp_path: Path) -> None:
         "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "print(open_reader(Path(sys.argv[1])).execute('SELECT count(*) FROM effect').fetchone()[0])"
     )
-    for above in tmp_path.parents[:2]:  # so that a user with fewer rights can walk there
+    for above in tmp_path.parents[:3]:  # so that a user with fewer rights can walk there
         above.chmod(0o755)
     tmp_path.chmod(0o755)
     try:

@@ -54,11 +54,13 @@ def finished(out: Path) -> dict[str, Any]:
     if not (out / "store.db").exists():
         return {}
     found: dict[str, Any] = {}
-    with SQLiteStore(out / "store.db", read_only=True) as store:
+    with capture() as caught, SQLiteStore(out / "store.db", read_only=True) as store:
         for episode in store.episodes():
             if episode.status != "running":
                 turns = [[turn.digest.hex(), turn.logprobs.tobytes().hex()] for turn in episode.turns]
                 found[episode.id] = [episode.status, episode.output, episode.reward, turns]
+    if caught.error is not None and "schema 0" not in str(caught.error):  # killed while the file was being made
+        raise caught.error
     return found
 
 

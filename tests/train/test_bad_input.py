@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentrl import Agent, Team, UserError, train, workflow
-from agentrl.errors import RunLocked, StoreError
+from agentrl.errors import RunLocked
 from agentrl.metrics import StepMetrics
 from agentrl.run import Run
 from agentrl.store.contract import EpisodeFilter
@@ -112,21 +111,29 @@ def test_a_full_disk_ends_the_run_with_a_clear_line_and_it_goes_on_later(warm: P
     whole = run(experiment, tmp_path / "whole")
     run(replace(experiment, steps=1), tmp_path / "run")
     limit = (tmp_path / "run" / "store.db").stat().st_size + 40_000
-    child = os.fork()
-    if child == 0:  # a file size limit is what a full disk is for one process
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        status = 1
-        try:
-            run(experiment, tmp_path / "run")
-        except StoreError as error:
-            status = 42 if "disk" in str(error) or "full" in str(error) or "File too large" in str(error) else 43
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    code = FULL_DISK.format(limit=limit, model=str(warm), out=str(tmp_path / "run"))
+    full = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert full.returncode == 0, full.stderr[-2000:]
+    assert "StoreError" in full.stdout and ("full" in full.stdout or "disk" in full.stdout), full.stdout
     resumed = run(experiment, tmp_path / "run")
     same = [(path.policies["searcher"] / "model.safetensors").read_bytes() for path in (whole, resumed)]
     assert same[0] == same[1]
+
+
+# a file size limit is what a full disk is for one process
+FULL_DISK = """
+import asyncio, resource, signal
+from pathlib import Path
+from agentrl import train
+from agentrl.errors import StoreError
+from tests.train.small import small
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    asyncio.run(train(small(Path({model!r}), steps=4, checkpoint_every=0), out={out!r}, sinks=[]))
+except StoreError as error:
+    print("StoreError", error)
+"""
 
 
 def environment() -> dict[str, str]:
