@@ -101,7 +101,7 @@ class Journal:
                 self.suspend(final=True)
             elif not drained:
                 return False
-            elif not (self._winds_up() or self._hand_in()):
+            elif not (self._winds_up() or self._is_stuck() or self._hand_in()):
                 return True
         return False
 
@@ -291,7 +291,7 @@ class Journal:
                 continue
             self._hand_in_live(pending)
             return True
-        return self._is_stuck()
+        return False
 
     def _hand_in_live(self, pending: Pending) -> None:
         status, error = pending.status, pending.error
@@ -347,8 +347,11 @@ class Journal:
                 self.loop.cancel(task, pending.kind)
 
     def _is_stuck(self) -> bool:
-        """With nothing under way nothing can ever wake the workflow: it fails at once, not at its deadline."""
-        if self._pending or self.sync.jobs:
+        """With nothing under way nothing can ever wake the workflow: it ends at once, not at its deadline.
+
+        This looks only at what the code has asked for, so that it comes at the same place live and on replay.
+        """
+        if self._pending:
             return False
         if self.interrupted is not None:
             self.suspend(final=True)
@@ -361,13 +364,11 @@ class Journal:
 
     def _record_ends(self) -> None:
         """A replay is at the end of its record, and the code is not."""
-        waits = next((str(pending) for pending in self._pending.values()), "")
         if self._strict:
-            self._diverge(f"the record ends here, and the code goes on with {waits or 'waiting for what never comes'}")
-        elif waits or self.sync.jobs or self.interrupted is not None:
-            self.halted = True
+            waits = next(iter(self._pending.values()))
+            self._diverge(f"the record ends here, and the code goes on with {waits}")
         else:
-            self._is_stuck()
+            self.halted = True
 
     def _diverge(self, what: str) -> None:
         self.fail(ReplayDiverged(f"episode {self.head.id}: {what}"))
