@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_type_hints
 
-from agentrl.effect import EffectKind
+from agentrl.effect import EffectKind, derive_seed
 from agentrl.episode import EMPTY_MAP, Turn
 from agentrl.errors import UserError, capture
 
@@ -43,8 +43,7 @@ class Asked:
     episode: str
     branch: str
     position: int
-    seed: int
-    """Derived from the episode, the fork, the branch and the position."""
+    episode_seed: int
     issued_at: float
     clock: Callable[[], float]
     forced: tuple[int, ...] = ()
@@ -52,6 +51,11 @@ class Asked:
     resumed: bool = False
     """An intent without a result stands in the record: it may have happened already."""
     attempt: int = 0
+
+    @property
+    def seed(self) -> int:
+        """Derived from the episode or fork, the branch and the position."""
+        return derive_seed(self.episode_seed, self.branch, self.position)
 
     @property
     def id(self) -> str:

@@ -34,7 +34,7 @@ from agentrl.runtime.scope import EffectTasks, end_tasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail
-from agentrl.store.fold import fold, ledger_of
+from agentrl.store.fold import fold
 from agentrl.workflow import Ask, World
 
 
@@ -58,7 +58,7 @@ class Program:
 class Surroundings:
     """What all episodes of a runtime share."""
 
-    tasks: EffectTasks | asyncio.TaskGroup
+    tasks: EffectTasks
     turnstile: Turnstile
     threads: DaemonThreads
     limits: Limits
@@ -85,9 +85,9 @@ class Execution:
         self._around = around
         self._mode = mode
         self._deadline = deadline if deadline is not None else around.limits.deadline
-        self._running: set[asyncio.Task[None]] = set()
+        self.running: set[asyncio.Task[Any]] = set()
         self._timers: list[asyncio.TimerHandle] = []
-        self._put_aside = False
+        self._aside = False
         self.journal = Journal(head, record, self, mode=mode, strict=strict)
 
     async def run(self) -> tuple[tuple[Effect, ...], EpisodeTail]:
@@ -96,9 +96,7 @@ class Execution:
         if self._deadline is not None:
             left = max(0.0, self._deadline - journal.written.at()) if self._mode == "live" else self._deadline
             self._timers.append(asyncio.get_running_loop().call_later(left, self._overdue))
-        scope = self._around.tasks
-        if isinstance(scope, EffectTasks):
-            scope.on_close.add(self._aside)
+        self._around.tasks.members.add(self)
         try:
             journal.start(self._program.begin(journal.world))
             await asyncio.shield(journal.ended)
@@ -111,9 +109,9 @@ class Execution:
                 await self._settle()
             finally:
                 journal.close()
-                if isinstance(scope, EffectTasks):
-                    scope.on_close.discard(self._aside)
-        if self._put_aside:
+                if not self.running:
+                    self._around.tasks.members.discard(self)
+        if self._aside:
             raise asyncio.CancelledError(f"episode {self.head.id} was put aside with its runtime")
         return tuple(journal.written.effects), await self._end()
 
@@ -122,17 +120,19 @@ class Execution:
         for timer in self._timers:
             timer.cancel()
         self.journal.stop()
-        if self._running:
-            await asyncio.wait(list(self._running), timeout=self._around.limits.grace)
-            await end_tasks(self._running, self._around.limits.grace)
+        if self.running:
+            await asyncio.wait(list(self.running), timeout=self._around.limits.grace)
+            self.running = {task for task in self.running if not task.done()}
+            await end_tasks(self.running, self._around.limits.grace)
 
     def cancel(self, reason: str) -> None:
         """Cancels the episode for good: recorded, its cleanup runs, it is not resumed."""
         self.journal.interrupt("cancel", reason)
         self._leave_after_grace()
 
-    def _aside(self) -> None:
-        self._put_aside = True
+    def put_aside(self) -> None:
+        """The runtime ends before the episode: a resume goes on from where it was."""
+        self._aside = True
         self.journal.suspend()
 
     def _overdue(self) -> None:
@@ -149,9 +149,8 @@ class Execution:
 
     # --- the host of the journal -----------------------------------------------------------------------------------------
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = self._around.tasks.create_task(coroutine, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task = self._around.tasks.loop.create_task(coroutine, name=name)  # not the running loop: that is the episode's
+        self.running.add(task)
         return task
 
     def thread(self, call: Callable[[], Any], executor: Any) -> asyncio.Future[Any]:
@@ -172,16 +171,22 @@ class Execution:
             await ask.abandon(journal.asked(pending))
         if caught.error is not None:
             pending.task.cancel()
+        task = asyncio.current_task()
+        assert task is not None
+        self.running.discard(task)
 
     async def execute(self, journal: Journal, pending: Pending) -> None:
         ask = pending.ask
         assert ask is not None
-        with capture() as caught:
-            while not await self._attempt(journal, pending, ask):
-                await asyncio.sleep(self._around.limits.retry_wait * 2**pending.attempt)
-                pending.attempt += 1
-        if caught.error is not None:
-            journal.broke(caught.error)  # not the effect's own failure: the store's
+        try:
+            with capture() as caught:
+                while not await self._attempt(journal, pending, ask):
+                    await asyncio.sleep(self._around.limits.retry_wait * 2**pending.attempt)
+                    pending.attempt += 1
+            if caught.error is not None:
+                journal.broke(caught.error)  # not the effect's own failure: the store's
+        finally:
+            self.running.discard(pending.task)
 
     async def _attempt(self, journal: Journal, pending: Pending, ask: Ask) -> bool:
         """Runs the effect once; False = it failed in a way that may pass, and is tried again."""
@@ -251,27 +256,25 @@ class Execution:
             output, failure = _as_json(root.result())
             status = "done" if failure is None else "failed"
         seconds = journal.written.effects[-1].at if journal.written.effects else 0.0
-        tail = EpisodeTail(status, output, ledger=ledger_of(journal.written.effects), failure=failure, seconds=seconds)
-        return await self._rewarded(root.result() if status == "done" else None, tail)
-
-    async def _rewarded(self, output: Any, tail: EpisodeTail) -> EpisodeTail:
-        effects = self.journal.written.effects
-        episode = fold(self.head, effects, tail)
-        status = tail.status
-        if status == "done" and any(reason == "context_overflow" for _, reason in episode.stops):
-            status = "overlong"
+        episode = fold(self.head, journal.written.effects, EpisodeTail(status, output, failure=failure, seconds=seconds))
         rewards: tuple[Reward, ...] = ()
-        failure = tail.failure
-        if tail.status == "done" and self._program.reward is not None:
-            with capture() as caught:
-                async with asyncio.timeout(self._around.limits.reward_timeout):
-                    given = self._program.reward(output, episode)
-                    given = await given if inspect.isawaitable(given) else given
-                rewards = _rewards(given)
-            if caught.error is not None:
-                failure = Failure("reward", describe(caught.error))
-                status = "failed"
-        return EpisodeTail(status, tail.output, rewards, episode.metrics, tail.ledger, failure, episode.stops, tail.seconds)
+        if status == "done":
+            if any(reason == "context_overflow" for _, reason in episode.stops):
+                status = "overlong"
+            if self._program.reward is not None:
+                rewards, failure = await self._rewarded(root.result(), episode)
+                status = status if failure is None else "failed"
+        return EpisodeTail(status, output, rewards, episode.metrics, episode.ledger, failure, episode.stops, seconds)
+
+    async def _rewarded(self, output: Any, episode: Episode) -> tuple[tuple[Reward, ...], Failure | None]:
+        assert self._program.reward is not None
+        rewards: tuple[Reward, ...] = ()
+        with capture() as caught:
+            async with asyncio.timeout(self._around.limits.reward_timeout):
+                given = self._program.reward(output, episode)
+                given = await given if inspect.isawaitable(given) else given
+            rewards = _rewards(given)
+        return rewards, Failure("reward", describe(caught.error)) if caught.error is not None else None
 
 
 def _reason(journal: Journal) -> str:

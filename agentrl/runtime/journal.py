@@ -178,9 +178,8 @@ class Journal:
         head = self.head
         branch, position = pending.place
         forced = head.fork_forced.get(f"{branch}:{position}", ()) if head.fork_forced else ()
-        seed = derive_seed(head.seed, branch, position)
         resumed = pending.place in self._record.intents
-        return Asked(head.id, branch, position, seed, pending.issued_at, self.written.at, forced, resumed, pending.attempt)
+        return Asked(head.id, branch, position, head.seed, pending.issued_at, self.written.at, forced, resumed, pending.attempt)
 
     def fail(self, error: AgentRLError) -> None:
         """Ends the episode against the workflow's will; nothing it catches can hide it."""

@@ -17,21 +17,29 @@ class Record:
     __slots__ = ("_entries", "_made", "_next", "_places", "attempts", "intents", "lasted", "sequence")
 
     def __init__(self, effects: Sequence[Effect]) -> None:
+        self._made: set[Place] = set()
+        self._next = 0
+        self.attempts: dict[Place, int] = {}
+        """How many failed attempts of an effect are on record."""
+        self.sequence = 0
+        """The first number that is free."""
+        self.lasted = 0.0
+        """Seconds of the episode that it covers."""
+        self.intents: set[Place] = set()
+        """What was begun, outlives the process, and has no end on record."""
+        self._entries: list[Effect] = []
+        self._places: dict[Place, Effect] = {}
+        if effects:
+            self._read(effects)
+
+    def _read(self, effects: Sequence[Effect]) -> None:
         handed_in = [effect for effect in effects if effect.completed >= 0 and effect.status != "lost"]
         self._entries = sorted(handed_in, key=lambda effect: effect.completed)
         self._places = {(effect.key.branch, effect.key.position): effect for effect in self._entries}
-        self._next = 0
-        self._made: set[Place] = set()
-        self.sequence = max((max(effect.issued, effect.completed) for effect in effects), default=-1) + 1
-        """The first number that is free."""
-        self.lasted = max((effect.at for effect in effects), default=0.0)
-        """Seconds of the episode that it covers."""
+        self.sequence = max(max(effect.issued, effect.completed) for effect in effects) + 1
+        self.lasted = max(effect.at for effect in effects)
         ended = {(effect.key.branch, effect.key.position) for effect in effects if effect.status != "intent"}
-        begun = {(effect.key.branch, effect.key.position) for effect in effects if effect.status == "intent"}
-        self.intents = begun - ended
-        """What was begun, outlives the process, and has no end on record."""
-        self.attempts: dict[Place, int] = {}
-        """How many failed attempts of an effect are on record."""
+        self.intents = {(effect.key.branch, effect.key.position) for effect in effects if effect.status == "intent"} - ended
         for effect in effects:
             if effect.status == "lost":
                 place = (effect.key.branch, effect.key.position)

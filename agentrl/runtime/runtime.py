@@ -27,6 +27,7 @@ from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
 from agentrl.runtime.execution import Execution, Program, Surroundings
 from agentrl.runtime.policies import models_of, open_renderer
+from agentrl.runtime.scope import EffectTasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail, Store
@@ -73,7 +74,7 @@ class Runtime(Generic[TaskT, OutputT]):
             raise UserError(f"the rollout plan {type(experiment.rollout).__name__} cannot run here: {lacking}")
         self._threads = DaemonThreads()
         self._stack.callback(self._threads.close)
-        tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        tasks = await self._stack.enter_async_context(EffectTasks(experiment.limits.grace))
         self._around = Surroundings(tasks, Turnstile(), self._threads, experiment.limits, self.store)
         self._room = asyncio.Semaphore(experiment.limits.concurrency)
         self._known = {head.id: head for head in self.store.heads()} if self.store is not None else {}
