@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal
 
-from agentrl.effect import Effect, EffectKind, derive_seed
+from agentrl.effect import Effect, EffectKind
 from agentrl.errors import AgentRLError, ReplayDiverged, WorkflowError, describe, record_error, recreate_error
 from agentrl.runtime.loop import EpisodeLoop, EpisodeTask, EpisodeTimer
 from agentrl.runtime.pending import NOTHING, UNASKED, Host, Pending, Place
