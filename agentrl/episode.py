@@ -40,6 +40,9 @@ Source: TypeAlias = Literal["policy", "reference", "monte-carlo", "replay", "dem
 Status: TypeAlias = Literal["running", "done", "overlong", "failed", "cancelled", "over_budget", "divergent"]
 ToolStatus: TypeAlias = Literal["ok", "error", "timeout", "cancelled", "unknown_tool", "bad_arguments"]
 
+FINISHED: tuple[Status, ...] = ("done", "overlong")
+"""Ends that may be compared; an episode with another status is lost."""
+
 EMPTY_IDS: IntArray = np.zeros(0, np.int32)
 EMPTY_LOGPROBS: FloatArray = np.zeros(0, np.float32)
 
@@ -364,4 +367,4 @@ class Group:
     @property
     def finished(self) -> tuple[Episode, ...]:
         """The members that ended in a way that may be compared; the rest are lost, never reward 0."""
-        return tuple(episode for episode in self.episodes if episode.status in ("done", "overlong"))
+        return tuple(episode for episode in self.episodes if episode.status in FINISHED)

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from agentrl.episode import Episode, Group
+from agentrl.episode import FINISHED, Episode, Group
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import StepStats
 from agentrl.metrics import Sink, StepMetrics
@@ -67,6 +67,9 @@ class Meter:
         self._evaluation = {}
         self._seconds = dict.fromkeys(_STAGES, 0.0)
         self._write(batch, values)
+        for line in losses(groups):
+            for sink in self._sinks:
+                sink.note(f"batch {batch}: {line}")
 
     def _write(self, batch: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
@@ -79,7 +82,7 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
     finished = [episode for group in groups for episode in group.finished]
     count = max(1, len(finished))
     stops = Counter(reason for episode in finished for _, reason in episode.stops)
-    faults = Counter(e.failure.fault if e.failure else e.status for e in episodes if e.status not in ("done", "overlong"))
+    faults = Counter(e.failure.fault if e.failure else e.status for e in episodes if e.status not in FINISHED)
     names = {name for episode in finished for name in episode.metrics}
     drift = sum(1 for episode in episodes for turn in episode.turns if turn.untrained)
     return {
@@ -96,6 +99,20 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         **{f"lost/{cause}": float(number) for cause, number in sorted(faults.items())},
         **{f"metric/{name}": sum(e.metrics.get(name, 0.0) for e in finished) / count for name in sorted(names)},
     }
+
+
+def losses(groups: Sequence[Group]) -> list[str]:
+    """One line for each cause by which episodes were lost: how many, and what the first of them says."""
+    lost = [episode for group in groups for episode in group.episodes if episode.status not in FINISHED]
+    by_cause: dict[str, list[Episode]] = {}
+    for episode in lost:
+        by_cause.setdefault(episode.failure.fault if episode.failure else episode.status, []).append(episode)
+    asked = sum(len(group.episodes) for group in groups)
+    return [
+        f"{len(episodes)} of {asked} episodes lost ({cause}): {episodes[0].id}: "
+        f"{episodes[0].failure.message if episodes[0].failure else episodes[0].status}"
+        for cause, episodes in sorted(by_cause.items())
+    ]
 
 
 def success_of(groups: Sequence[Group]) -> dict[str, float]:

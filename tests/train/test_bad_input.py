@@ -186,12 +186,14 @@ def test_ctrl_c_once_saves_and_twice_stops(warm: Path, tmp_path: Path) -> None:
 
 def test_metrics_say_what_was_lost_and_why(warm: Path, tmp_path: Path) -> None:
     seen: list[StepMetrics] = []
+    said: list[str] = []
 
     class Sink:
         def write(self, metrics: StepMetrics) -> None:
             seen.append(metrics)
 
-        def note(self, text: str) -> None: ...
+        def note(self, text: str) -> None:
+            said.append(text)
 
         def close(self) -> None: ...
 
@@ -200,3 +202,4 @@ def test_metrics_say_what_was_lost_and_why(warm: Path, tmp_path: Path) -> None:
     values = seen[-1].values
     assert values["episodes/lost"] == values["lost/workflow"] > 0
     assert values["episodes/done"] + values["episodes/lost"] == 8
+    assert len(said) == 1 and "of 8 episodes lost (workflow)" in said[0] and "KeyError" in said[0]

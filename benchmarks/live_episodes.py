@@ -1,0 +1,195 @@
+"""Thousands of live episodes in one process, against an engine in it that only takes time.
+
+Each episode is an agent's model-tool loop of 4 turns: a prompt rendered with a real tokenizer and chat template, a reply after
+4 to 6 seconds (5 on average), read, its tool called, the result rendered, again. Counted is all of it: runtime, journal,
+rendering, parsing, tool, engine, and the store if `--store` is given. Beside it the floor: as many coroutines that only wait as
+long for the same engine.
+
+CPU is of the process; the lag is how late a timer of 5 ms comes, over the whole run; memory is the growth of the resident set
+from before the first episode to when all have asked for their first turn, over their number.
+
+    python benchmarks/live_episodes.py [--episodes 4096] [--store]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from agentrl.agent import Agent
+from agentrl.engines.contract import GenerateRequest, Generation
+from agentrl.engines.mock import Mock
+from agentrl.episode import IntArray, Sampling, digest_ids, token_ids
+from agentrl.experiment import Experiment, Policy
+from agentrl.limits import Limits
+from agentrl.rendering.template import TemplateRenderer
+from agentrl.runtime import Runtime
+from agentrl.store.sqlite import SQLiteStore
+from agentrl.team import Team
+from agentrl.workflow import workflow
+
+TURNS = 4
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\nYou may call tools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for call in m.tool_calls %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = '<tool_call>\n{"name": "lookup", "arguments": {"key": "the capital of Peru"}}\n</tool_call>'
+
+
+async def lookup(key: str) -> str:
+    """Look `key` up in the documents."""
+    return "Lima is the capital of Peru, and its largest city. " * 4
+
+
+@workflow(Agent("agent", tools=[lookup], max_turns=TURNS, no_progress=0))
+async def answer(task: str, team: Team) -> str:
+    return (await team["agent"].run(task)).text
+
+
+def byte_level(folder: Path) -> TemplateRenderer:
+    """A tokenizer of bytes with ChatML's tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ("<tool_call>", "</tool_call>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"chat_template": TEMPLATE, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return TemplateRenderer.from_folder(folder)
+
+
+class Calling(Mock):
+    """Takes its time as a mock does; three turns call the tool, the fourth answers."""
+
+    def __init__(self, renderer: TemplateRenderer) -> None:
+        super().__init__(lambda rng: rng.uniform(4.0, 6.0), vocab_size=261)
+        stop = renderer.stop_ids[0]
+        self.call, self.answer = (token_ids([*renderer.encode(text), stop]) for text in (CALL, "It is Lima."))
+        self.nan = np.full(256, np.nan, np.float32)
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        given = await super().generate(request)
+        last = int(request.id.rpartition(":")[2]) >= 2 * (TURNS - 1)
+        ids: IntArray = self.answer if last else self.call
+        spans = (replace(given.spans[0], end=len(ids)),)
+        return replace(
+            given, ids=ids, logprobs=self.nan[: len(ids)], spans=spans, finish="stop", digest=digest_ids(request.prompt, ids)
+        )
+
+
+def resident() -> int:
+    """Bytes of memory that the process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@dataclass(frozen=True)
+class Measured:
+    cpu_ms_a_turn: float
+    wall: float
+    lag_ms: dict[float, float]
+    kb_an_episode: float
+
+
+async def measured(run: Callable[[], Coroutine[Any, Any, None]], waiting: Callable[[], int], episodes: int) -> Measured:
+    late: list[float] = []
+    memory = [0.0]
+
+    async def tick() -> None:
+        asked = time.monotonic()
+        while True:
+            await asyncio.sleep(0.005)
+            now = time.monotonic()
+            late.append(now - asked - 0.005)
+            asked = now
+            if not memory[0] and waiting() == episodes:
+                memory[0] = resident() - before
+
+    gc.collect()
+    before, cpu, wall = resident(), time.process_time(), time.monotonic()
+    async with asyncio.TaskGroup() as tasks:
+        ticking = tasks.create_task(tick())
+        await run()
+        ticking.cancel()
+    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+    lags = {share: 1e3 * float(np.quantile(late, share)) for share in (0.5, 0.99, 1.0)}
+    return Measured(1e3 * cpu / episodes / TURNS, wall, lags, memory[0] / episodes / 1024)
+
+
+async def floor(episodes: int, renderer: TemplateRenderer) -> Measured:
+    engine = Calling(renderer)
+    prompt, sampling = token_ids(range(200)), Sampling(stop_ids=renderer.stop_ids)
+
+    async def one(n: int) -> None:
+        for turn in range(TURNS):
+            await engine.generate(
+                GenerateRequest(f"{n}|:{2 * turn}", "policy", (prompt,), sampling, random.Random(n).getrandbits(60))
+            )
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for n in range(episodes):
+                tasks.create_task(one(n))
+
+    return await measured(run, lambda: engine.running, episodes)
+
+
+async def live(episodes: int, renderer: TemplateRenderer, store: SQLiteStore | None) -> Measured:
+    engine = Calling(renderer)
+    experiment = Experiment(answer, policies=Policy("policy"), limits=Limits(concurrency=episodes, deadline=120.0))
+    async with Runtime(experiment, engine=engine, renderers={"policy": renderer}, store=store) as runtime:
+
+        async def run() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                for n in range(episodes):
+                    tasks.create_task(one(n))
+
+        async def one(n: int) -> None:
+            episode = await runtime.run(f"What is the capital of country {n}?", group=f"g{n}")
+            assert (episode.status, len(episode.turns)) == ("done", TURNS), episode.failure
+
+        return await measured(run, lambda: engine.running, episodes)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    arguments.add_argument("--episodes", type=int, default=4096)
+    arguments.add_argument("--store", action="store_true")
+    given = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+        renderer = byte_level(Path(made))
+        rows = {"floor": asyncio.run(floor(given.episodes, renderer))}
+        rows["episodes"] = asyncio.run(live(given.episodes, renderer, None))
+        if given.store:
+            store = stack.enter_context(SQLiteStore(Path(made) / "store.db"))
+            rows["with store"] = asyncio.run(live(given.episodes, renderer, store))
+    print(f"{given.episodes} live episodes of {TURNS} turns of 4 to 6 s\n")
+    print(
+        f"{'':10} {'CPU ms a turn':>14} {'x floor':>8} {'lag p50 ms':>11} {'p99':>7} {'max':>8} {'kB an episode':>14} {'wall s':>7}"
+    )
+    for name, row in rows.items():
+        ratio = row.cpu_ms_a_turn / rows["floor"].cpu_ms_a_turn
+        print(
+            f"{name:10} {row.cpu_ms_a_turn:14.3f} {ratio:8.1f} {row.lag_ms[0.5]:11.2f} {row.lag_ms[0.99]:7.2f} "
+            f"{row.lag_ms[1.0]:8.1f} {row.kb_an_episode:14.1f} {row.wall:7.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
