@@ -73,11 +73,14 @@ class Effect:
     costs: Mapping[str, float] = EMPTY_MAP
 
 
+_as_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def digest_request(*parts: Any) -> bytes:
     """16 bytes over JSON-able values and byte strings, in order; equal requests have equal digests in every process."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, separators=(",", ":")).encode()
+        data = part if isinstance(part, bytes) else _as_json(part).encode()
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.digest()

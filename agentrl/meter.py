@@ -43,7 +43,8 @@ class Meter:
         self._evaluation = {f"held_out/{name}": value for name, value in success_of(groups).items()}
         self.held_out.append((batch, self._evaluation["held_out/success"]))
         if batch == self._first:
-            self._write(batch, dict(self._evaluation))
+            self._write(batch, self._evaluation)
+            self._evaluation = {}
 
     def step(self, batch: int, groups: Sequence[Group], stats: Mapping[str, StepStats]) -> None:
         """A batch has been learned from."""

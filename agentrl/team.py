@@ -53,6 +53,7 @@ class Team:
         self._agents = agents
         self._seats = seats
         self._indices: dict[str, int] = {}
+        self._samplings: dict[str, Sampling] = {}
         self._last: str | None = None
 
     def __getitem__(self, role: str) -> Role:
@@ -131,8 +132,7 @@ class Team:
         seat = self._seats[agent.name]
         index = self._indices.get(agent.name, 0)
         self._indices[agent.name] = index + 1
-        temperature = seat.sampling.temperature if agent.temperature is None else agent.temperature
-        sampling = replace(seat.sampling, temperature=temperature, max_tokens=max_tokens)
+        sampling = self._sampling(agent, seat, max_tokens)
         draft = _Draft(agent.name, index, rendered, after, self._last, state, sampling)
 
         async def run(asked: Asked) -> Outcome:
@@ -158,6 +158,13 @@ class Team:
         assert turn is not None
         self._last = turn.id
         return Sampled(turn, np.concatenate((prompt, turn.sampled_ids)))
+
+    def _sampling(self, agent: Agent, seat: Seat, max_tokens: int) -> Sampling:
+        last = self._samplings.get(agent.name)
+        if last is None or last.max_tokens != max_tokens:
+            temperature = seat.sampling.temperature if agent.temperature is None else agent.temperature
+            last = self._samplings[agent.name] = replace(seat.sampling, temperature=temperature, max_tokens=max_tokens)
+        return last
 
 
 def _said(name: str, arguments: tuple[Any, ...]) -> str:

@@ -1,14 +1,18 @@
 """Thousands of live episodes in one process, against an engine in it that only takes time.
 
-Each episode is an agent's model-tool loop of 4 turns: a prompt rendered with a real tokenizer and chat template, a reply after
-4 to 6 seconds (5 on average), read, its tool called, the result rendered, again. Counted is all of it: runtime, journal,
-rendering, parsing, tool, engine, and the store if `--store` is given. Beside it the floor: as many coroutines that only wait as
-long for the same engine.
+Each episode is an agent's model-tool loop of 4 turns: a prompt, a reply after 4 to 6 seconds (5 on average), read, its tool
+called, the result rendered, again. The rows, each in a process of its own:
+
+    floor       as many coroutines that only wait as long for the same engine, a task each
+    runtime     runtime, journal, agent loop, tool and engine; prompts are ready ids, replies are read already
+    rendered    and all text rendered, encoded, decoded and parsed by a real tokenizer and chat template
+    stored      and all of it durable in SQLite
 
 CPU is of the process; the lag is how late a timer of 5 ms comes, over the whole run; memory is the growth of the resident set
-from before the first episode to when all have asked for their first turn, over their number.
+from before the first episode to when all have asked for their first turn, over their number. The collector of cycles is set
+to 50,000 allocations, as a process that holds thousands of episodes should set it.
 
-    python benchmarks/live_episodes.py [--episodes 4096] [--store]
+    python benchmarks/live_episodes.py [--episodes 4096]
 """
 
 from __future__ import annotations
@@ -18,11 +22,13 @@ import asyncio
 import gc
 import json
 import random
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +38,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from agentrl.agent import Agent
 from agentrl.engines.contract import GenerateRequest, Generation
 from agentrl.engines.mock import Mock
-from agentrl.episode import IntArray, Sampling, digest_ids, token_ids
+from agentrl.episode import IntArray, Sampling, VersionSpan, digest_ids, token_ids
 from agentrl.experiment import Experiment, Policy
 from agentrl.limits import Limits
+from agentrl.rendering.contract import Conversation, Message, Parsed, Rendered, ToolRequest, ToolSpec
 from agentrl.rendering.template import TemplateRenderer
 from agentrl.runtime import Runtime
 from agentrl.store.sqlite import SQLiteStore
@@ -43,7 +50,7 @@ from agentrl.workflow import workflow
 
 TURNS = 4
 TEMPLATE = (
-    "{% if tools %}<|im_start|>system\nYou may call tools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% if tools %}<|im_start|>system\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
     "{% for call in m.tool_calls %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -75,23 +82,49 @@ def byte_level(folder: Path) -> TemplateRenderer:
     return TemplateRenderer.from_folder(folder)
 
 
+class Ready:
+    """Renders and reads nothing: every message adds the same ids, every reply is known."""
+
+    def __init__(self, like: TemplateRenderer) -> None:
+        self.tokenizer_id, self.template_id, self.stop_ids = like.tokenizer_id, like.template_id, like.stop_ids
+        self.encode = like.encode
+        self.ids = token_ids(range(100))
+        self.call = Parsed("", CALL, tool_calls=(ToolRequest("lookup", {"key": "the capital of Peru"}, "call_0"),))
+        self.answer = Parsed("It is Lima.", "It is Lima.")
+
+    def open(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), **options: Any) -> Conversation:
+        return Conversation(list(messages), tuple(tools))
+
+    def extend(self, conversation: Conversation) -> Rendered:
+        kept = len(conversation.path)
+        conversation.path.extend(range(100))
+        return Rendered(kept, self.ids, ())
+
+    def sampled(self, conversation: Conversation, ids: IntArray) -> Parsed:
+        conversation.path.extend(ids.tolist())
+        return self.call if len(ids) > 20 else self.answer
+
+    def decode(self, ids: IntArray) -> str:
+        return CALL
+
+
 class Calling(Mock):
     """Takes its time as a mock does; three turns call the tool, the fourth answers."""
 
-    def __init__(self, renderer: TemplateRenderer) -> None:
+    def __init__(self, renderer: Any) -> None:
         super().__init__(lambda rng: rng.uniform(4.0, 6.0), vocab_size=261)
         stop = renderer.stop_ids[0]
         self.call, self.answer = (token_ids([*renderer.encode(text), stop]) for text in (CALL, "It is Lima."))
         self.nan = np.full(256, np.nan, np.float32)
+        version = self.version("policy")
+        self.spans = [(VersionSpan(version, 0, len(ids)),) for ids in (self.call, self.answer)]
 
     async def generate(self, request: GenerateRequest) -> Generation:
-        given = await super().generate(request)
+        await super().generate(request)
         last = int(request.id.rpartition(":")[2]) >= 2 * (TURNS - 1)
         ids: IntArray = self.answer if last else self.call
-        spans = (replace(given.spans[0], end=len(ids)),)
-        return replace(
-            given, ids=ids, logprobs=self.nan[: len(ids)], spans=spans, finish="stop", digest=digest_ids(request.prompt, ids)
-        )
+        span = self.spans[last]
+        return Generation(ids, self.nan[: len(ids)], span, "stop", digest_ids(request.prompt, ids))
 
 
 def resident() -> int:
@@ -101,9 +134,13 @@ def resident() -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    cpu_ms_a_turn: float
+    """One row of the table."""
+
+    cpu_ms: float
     wall: float
-    lag_ms: dict[float, float]
+    lag_p50: float
+    lag_p99: float
+    lag_max: float
     kb_an_episode: float
 
 
@@ -128,8 +165,8 @@ async def measured(run: Callable[[], Coroutine[Any, Any, None]], waiting: Callab
         await run()
         ticking.cancel()
     cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-    lags = {share: 1e3 * float(np.quantile(late, share)) for share in (0.5, 0.99, 1.0)}
-    return Measured(1e3 * cpu / episodes / TURNS, wall, lags, memory[0] / episodes / 1024)
+    lags = [1e3 * float(np.quantile(late, share)) for share in (0.5, 0.99, 1.0)]
+    return Measured(1e3 * cpu / episodes / TURNS, wall, *lags, memory[0] / episodes / 1024)
 
 
 async def floor(episodes: int, renderer: TemplateRenderer) -> Measured:
@@ -150,7 +187,7 @@ async def floor(episodes: int, renderer: TemplateRenderer) -> Measured:
     return await measured(run, lambda: engine.running, episodes)
 
 
-async def live(episodes: int, renderer: TemplateRenderer, store: SQLiteStore | None) -> Measured:
+async def live(episodes: int, renderer: Any, store: SQLiteStore | None) -> Measured:
     engine = Calling(renderer)
     experiment = Experiment(answer, policies=Policy("policy"), limits=Limits(concurrency=episodes, deadline=120.0))
     async with Runtime(experiment, engine=engine, renderers={"policy": renderer}, store=store) as runtime:
@@ -167,27 +204,37 @@ async def live(episodes: int, renderer: TemplateRenderer, store: SQLiteStore | N
         return await measured(run, lambda: engine.running, episodes)
 
 
+def row(name: str, episodes: int) -> Measured:
+    """Measures in this process."""
+    gc.set_threshold(50_000, 20, 50)  # at the default the collector walks all live episodes every few turns
+    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+        rendering = byte_level(Path(made))
+        if name == "floor":
+            return asyncio.run(floor(episodes, rendering))
+        store = stack.enter_context(SQLiteStore(Path(made) / "store.db")) if name == "stored" else None
+        return asyncio.run(live(episodes, Ready(rendering) if name == "runtime" else rendering, store))
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     arguments.add_argument("--episodes", type=int, default=4096)
-    arguments.add_argument("--store", action="store_true")
+    arguments.add_argument("--row")
     given = arguments.parse_args()
-    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
-        renderer = byte_level(Path(made))
-        rows = {"floor": asyncio.run(floor(given.episodes, renderer))}
-        rows["episodes"] = asyncio.run(live(given.episodes, renderer, None))
-        if given.store:
-            store = stack.enter_context(SQLiteStore(Path(made) / "store.db"))
-            rows["with store"] = asyncio.run(live(given.episodes, renderer, store))
+    if given.row:
+        print(json.dumps(asdict(row(given.row, given.episodes))))
+        return
     print(f"{given.episodes} live episodes of {TURNS} turns of 4 to 6 s\n")
     print(
-        f"{'':10} {'CPU ms a turn':>14} {'x floor':>8} {'lag p50 ms':>11} {'p99':>7} {'max':>8} {'kB an episode':>14} {'wall s':>7}"
+        f"{'':9} {'CPU ms a turn':>14} {'x floor':>8} {'lag p50 ms':>11} {'p99':>6} {'max':>7} {'kB an episode':>14} {'wall s':>7}"
     )
-    for name, row in rows.items():
-        ratio = row.cpu_ms_a_turn / rows["floor"].cpu_ms_a_turn
+    least = 0.0
+    for name in ("floor", "runtime", "rendered", "stored"):
+        command = [sys.executable, __file__, "--row", name, "--episodes", str(given.episodes)]
+        told = Measured(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        least = least or told.cpu_ms
         print(
-            f"{name:10} {row.cpu_ms_a_turn:14.3f} {ratio:8.1f} {row.lag_ms[0.5]:11.2f} {row.lag_ms[0.99]:7.2f} "
-            f"{row.lag_ms[1.0]:8.1f} {row.kb_an_episode:14.1f} {row.wall:7.1f}"
+            f"{name:9} {told.cpu_ms:14.3f} {told.cpu_ms / least:8.1f} {told.lag_p50:11.2f} {told.lag_p99:6.1f} "
+            f"{told.lag_max:7.0f} {told.kb_an_episode:14.1f} {told.wall:7.1f}"
         )
 
 
