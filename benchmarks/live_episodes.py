@@ -49,6 +49,7 @@ from agentrl.team import Team
 from agentrl.workflow import workflow
 
 TURNS = 4
+WIDTHS = (14, 8, 11, 6, 7, 14, 7)
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
@@ -224,18 +225,15 @@ def main() -> None:
         print(json.dumps(asdict(row(given.row, given.episodes))))
         return
     print(f"{given.episodes} live episodes of {TURNS} turns of 4 to 6 s\n")
-    print(
-        f"{'':9} {'CPU ms a turn':>14} {'x floor':>8} {'lag p50 ms':>11} {'p99':>6} {'max':>7} {'kB an episode':>14} {'wall s':>7}"
-    )
+    heads = ("CPU ms a turn", "x floor", "lag p50 ms", "p99", "max", "kB an episode", "wall s")
+    print(" " * 9, *(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)))
     least = 0.0
     for name in ("floor", "runtime", "rendered", "stored"):
         command = [sys.executable, __file__, "--row", name, "--episodes", str(given.episodes)]
         told = Measured(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         least = least or told.cpu_ms
-        print(
-            f"{name:9} {told.cpu_ms:14.3f} {told.cpu_ms / least:8.1f} {told.lag_p50:11.2f} {told.lag_p99:6.1f} "
-            f"{told.lag_max:7.0f} {told.kb_an_episode:14.1f} {told.wall:7.1f}"
-        )
+        values = (told.cpu_ms, told.cpu_ms / least, told.lag_p50, told.lag_p99, told.lag_max, told.kb_an_episode, told.wall)
+        print(f"{name:9}", *(f"{value:{width}.{3 if value < 1 else 1}f}" for value, width in zip(values, WIDTHS, strict=True)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 from agentrl import Experiment, evaluate, train
 from agentrl.metrics import draw_curve, read_metrics
+from agentrl.runtime.policies import checkpoints
 from agentrl_workflows.search_qa.experiment import search_qa, warm_up
 from agentrl_workflows.search_qa.model import make_model
 from agentrl_workflows.search_qa.questions import held_out_questions
@@ -69,7 +70,8 @@ def study(seed: int, out: Path) -> Outcome:
     after = learned(experiment, out / "rl")
     warm_cpu, rl_cpu = cpu_of(out / "warm"), cpu_of(out / "rl")
     longer = round(WARM_STEPS * (warm_cpu + rl_cpu) / warm_cpu)
-    control = learned(replace(warm_up(model, seed=seed, steps=longer), eval_every=longer // 6), out / "control")
+    longer_warm_up = replace(warm_up(model, seed=seed, steps=longer), checkpoint_every=longer // 6, keep_checkpoints=8)
+    control = learned(longer_warm_up, out / "control")
     numbers = [success(experiment, weights) for weights in (warm, after, control)]
     outcome = Outcome(seed, *numbers, warm_cpu, rl_cpu, cpu_of(out / "control"))
     done.write_text(json.dumps({name: getattr(outcome, name) for name in Outcome.__slots__}))
@@ -97,14 +99,16 @@ def curves(out: Path, seeds: Sequence[int]) -> Mapping[str, list[tuple[float, fl
     lines: dict[str, list[tuple[float, float]]] = {}
     for seed in seeds:
         folder = out / str(seed)
-        begun = {"RL": cpu_of(folder / "warm"), "supervised alone": 0.0}
-        for name, run in (("RL", "rl"), ("supervised alone", "control")):
-            steps = [step.values for step in read_metrics(folder / run / "metrics.jsonl") if "held_out/success" in step.values]
-            lines[f"{name}, seed {seed}"] = [
-                (begun[name] + values.get("cpu_seconds", 0.0), values["held_out/success"])
-                for values in steps
-                if name == "RL" or "cpu_seconds" in values
-            ]
+        begun = cpu_of(folder / "warm")
+        steps = [step.values for step in read_metrics(folder / "rl" / "metrics.jsonl") if "held_out/success" in step.values]
+        lines[f"RL, seed {seed}"] = [(begun + values.get("cpu_seconds", 0.0), values["held_out/success"]) for values in steps]
+        spent = {step.step: step.values["cpu_seconds"] for step in read_metrics(folder / "control" / "metrics.jsonl")}
+        saved = checkpoints(folder / "control", "searcher")
+        asked = search_qa(saved[0], seed=seed)
+        lines[f"supervised, seed {seed}"] = [
+            (spent[int(weights.name.removeprefix("step-"))], asyncio.run(evaluate(asked, policies=weights)).success)
+            for weights in saved
+        ]
     return lines
 
 
@@ -117,7 +121,7 @@ def main() -> None:
     outcomes = [study(seed, options.out / str(seed)) for seed in options.seeds]
     print(table(outcomes))
     picture = options.out / "curves.png"
-    title = "search_qa: reinforcement learning beside the same CPU of supervision"
+    title = "search_qa: RL beside the same CPU of supervision"
     draw_curve(curves(options.out, options.seeds), picture, x="CPU-seconds", y="held-out success (greedy)", title=title)
     print(f"curves: {picture}")
 

@@ -101,7 +101,11 @@ class Journal:
                 self.suspend(final=True)
             elif not drained:
                 return False
-            elif not (self._winds_up() or self._is_stuck() or self._hand_in()):
+            elif not (
+                (self.root is not None and self.root.done() and self._winds_up())
+                or (not self._pending and self._is_stuck())
+                or self._hand_in()
+            ):
                 return True
         return False
 
@@ -348,10 +352,8 @@ class Journal:
     def _is_stuck(self) -> bool:
         """With nothing under way nothing can ever wake the workflow: it ends at once, not at its deadline.
 
-        This looks only at what the code has asked for, so that it comes at the same place live and on replay.
+        That nothing is pending is told by what the code has asked for alone, so it comes at the same place live and on replay.
         """
-        if self._pending:
-            return False
         if self.interrupted is not None:
             self.suspend(final=True)
             return True
@@ -374,9 +376,7 @@ class Journal:
 
     # --- the end -----------------------------------------------------------------------------------------------------
     def _winds_up(self) -> bool:
-        """Whether the workflow has returned and there is more of it to run, or all is over."""
-        if self.root is None or not self.root.done():
-            return False
+        """The workflow has returned: whether there is more of it to run, or all is over."""
         if self._winding is None:
             self._winding = WindUp(self.loop)
         if self._winding.waits():

@@ -19,6 +19,7 @@ from agentrl.errors import RunLocked
 from agentrl.metrics import StepMetrics
 from agentrl.run import Run
 from agentrl.store.contract import EpisodeFilter
+from agentrl_workflows.search_qa.experiment import warm_up
 from agentrl_workflows.search_qa.questions import Question
 from agentrl_workflows.search_qa.retrieval import search_of
 from tests.train.small import graded, small
@@ -203,3 +204,9 @@ def test_metrics_say_what_was_lost_and_why(warm: Path, tmp_path: Path) -> None:
     assert values["episodes/lost"] == values["lost/workflow"] > 0
     assert values["episodes/done"] + values["episodes/lost"] == 8
     assert len(said) == 1 and "of 8 episodes lost (workflow)" in said[0] and "KeyError" in said[0]
+
+
+def test_an_evaluation_of_the_demonstrations_themselves_is_refused(warm: Path, tmp_path: Path) -> None:
+    experiment = replace(warm_up(warm, steps=2), eval_every=1)
+    with pytest.raises(UserError, match="measure the demonstrations"):
+        run(experiment, tmp_path / "run")
