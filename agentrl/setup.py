@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,14 @@ def open_sinks(experiment: Experiment[Any, Any], folder: Path) -> list[Sink]:
     if importlib.util.find_spec("tensorboardX") is not None:
         sinks.append(TensorBoard(folder / "tensorboard"))
     return sinks
+
+
+@contextmanager
+def rarer_collections() -> Generator[None]:
+    """Python's cycle collector walks all live episodes every few turns at its default; here it does so rarely."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

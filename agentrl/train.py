@@ -31,7 +31,7 @@ from agentrl.meter import Meter
 from agentrl.metrics import Sink
 from agentrl.run import Run, restore
 from agentrl.runtime.runtime import Runtime
-from agentrl.setup import check, open_learners, open_sinks, open_source
+from agentrl.setup import check, open_learners, open_sinks, open_source, rarer_collections
 from agentrl.store.contract import StoredStep
 from agentrl.tasks.contract import TaskSource
 
@@ -69,6 +69,7 @@ async def train(
     stop = stop or asyncio.Event()
     with unwrapped():
         async with AsyncExitStack() as stack:
+            stack.enter_context(rarer_collections())
             store = stack.enter_context(run.store())
             learners = open_learners(experiment, run.lineage)
             source = open_source(experiment)

@@ -49,6 +49,8 @@ from agentrl.team import Team
 from agentrl.workflow import workflow
 
 TURNS = 4
+TICK = 0.02
+"""Seconds between two looks at the loop's lag; each costs CPU of its own, which the rows contain."""
 WIDTHS = (14, 8, 11, 6, 7, 14, 7)
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
@@ -152,9 +154,9 @@ async def measured(run: Callable[[], Coroutine[Any, Any, None]], waiting: Callab
     async def tick() -> None:
         asked = time.monotonic()
         while True:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(TICK)
             now = time.monotonic()
-            late.append(now - asked - 0.005)
+            late.append(now - asked - TICK)
             asked = now
             if not memory[0] and waiting() == episodes:
                 memory[0] = resident() - before

@@ -11,7 +11,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, Literal, Protocol
 
 from agentrl import faults
@@ -52,6 +52,7 @@ class Program:
 
     begin: Callable[[World], Coroutine[Any, Any, Any]]
     reward: Callable[[Any, Episode], Any] | None
+    task: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Surroundings:
 
 
 class Execution:
-    """Runs one episode. `finished` has its effects and its tail."""
+    """Runs one episode; afterwards `episode` is what came of it."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class Execution:
         self.running: set[asyncio.Task[Any]] = set()
         self._timers: list[asyncio.TimerHandle] = []
         self._aside = False
+        self.episode: Episode | None = None
         self.journal = Journal(head, record, self, mode=mode, strict=strict)
 
     async def run(self) -> tuple[tuple[Effect, ...], EpisodeTail]:
@@ -256,7 +258,8 @@ class Execution:
             output, failure = _as_json(root.result())
             status = "done" if failure is None else "failed"
         seconds = journal.written.effects[-1].at if journal.written.effects else 0.0
-        episode = fold(self.head, journal.written.effects, EpisodeTail(status, output, failure=failure, seconds=seconds))
+        tail = EpisodeTail(status, output, failure=failure, seconds=seconds)
+        episode = fold(self.head, journal.written.effects, tail, task=self._program.task)
         rewards: tuple[Reward, ...] = ()
         if status == "done":
             if any(reason == "context_overflow" for _, reason in episode.stops):
@@ -264,6 +267,9 @@ class Execution:
             if self._program.reward is not None:
                 rewards, failure = await self._rewarded(root.result(), episode)
                 status = status if failure is None else "failed"
+        changed = rewards or status != episode.status
+        ended = {"status": status, "rewards": (*episode.rewards, *rewards), "failure": failure}
+        self.episode = replace(episode, **ended) if changed else episode
         return EpisodeTail(status, output, rewards, episode.metrics, episode.ledger, failure, episode.stops, seconds)
 
     async def _rewarded(self, output: Any, episode: Episode) -> tuple[tuple[Reward, ...], Failure | None]:

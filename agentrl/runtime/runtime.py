@@ -31,7 +31,6 @@ from agentrl.runtime.scope import EffectTasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail, Store
-from agentrl.store.fold import fold
 from agentrl.team import Seat, Team
 from agentrl.workflow import OutputT, TaskT, World, task_as_json
 
@@ -77,6 +76,8 @@ class Runtime(Generic[TaskT, OutputT]):
         tasks = await self._stack.enter_async_context(EffectTasks(experiment.limits.grace))
         self._around = Surroundings(tasks, Turnstile(), self._threads, experiment.limits, self.store)
         self._room = asyncio.Semaphore(experiment.limits.concurrency)
+        roles = experiment.by_role
+        self._seats = {greedy: {role: self._seat(roles[role], greedy) for role in roles} for greedy in (False, True)}
         self._known = {head.id: head for head in self.store.heads()} if self.store is not None else {}
         return self
 
@@ -122,8 +123,9 @@ class Runtime(Generic[TaskT, OutputT]):
         greedy = head.split == "eval"
         program = self._program(task, greedy=greedy)
         execution = Execution(head, tuple(record), program, around, mode="replay", strict=strict)
-        effects, again = await execution.run()
-        return fold(head, effects, again)
+        await execution.run()
+        assert execution.episode is not None
+        return execution.episode
 
     def cancel(self, episode: str, reason: str = "cancelled") -> None:
         """Ends a live episode for good; `UserError` if none of this id is live."""
@@ -175,12 +177,13 @@ class Runtime(Generic[TaskT, OutputT]):
             execution = Execution(head, record, self._program(task, greedy=greedy), self._around, deadline=deadline)
             self._live[head.id] = execution
             try:
-                effects, tail = await execution.run()
+                _, tail = await execution.run()
             finally:
                 del self._live[head.id]
             if self.store is not None:
                 self.store.finish(head.id, tail)
-            return replace(fold(head, effects, tail), task=task)
+            assert execution.episode is not None
+            return execution.episode
 
     async def fork(
         self,
@@ -208,7 +211,7 @@ class Runtime(Generic[TaskT, OutputT]):
 
     def _program(self, task: TaskT, *, greedy: bool) -> Program:
         experiment = self.experiment
-        seats = {role: self._seat(policy, greedy) for role, policy in experiment.by_role.items()}
+        seats = self._seats[greedy]
 
         def begin(world: World) -> Coroutine[Any, Any, OutputT]:
             team = Team(world, experiment.workflow.agents, seats, self._threads.run)
@@ -216,9 +219,9 @@ class Runtime(Generic[TaskT, OutputT]):
 
         def reward(output: Any, episode: Episode) -> Any:
             assert experiment.reward is not None
-            return experiment.reward(task, output, replace(episode, task=task))
+            return experiment.reward(task, output, episode)
 
-        return Program(begin, reward if experiment.reward is not None else None)
+        return Program(begin, reward if experiment.reward is not None else None, task)
 
     def _seat(self, policy: Policy, greedy: bool) -> Seat:
         renderer = self.renderers[policy.name]

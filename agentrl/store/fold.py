@@ -38,8 +38,8 @@ from agentrl.episode import (
 from agentrl.store.contract import EpisodeHead, EpisodeTail
 
 
-def fold(head: EpisodeHead, effects: Sequence[Effect], tail: EpisodeTail | None) -> Episode:
-    """The episode that a journal tells of; without a tail its status is "running"."""
+def fold(head: EpisodeHead, effects: Sequence[Effect], tail: EpisodeTail | None, *, task: Any = None) -> Episode:
+    """The episode that a journal tells of; without a tail its status is "running". `task` stands in for the head's JSON."""
     live = [effect for effect in effects if effect.status in ("ok", "error")]
     said: dict[str, _Said] = {}
     rewards: list[Reward] = []
@@ -70,7 +70,7 @@ def fold(head: EpisodeHead, effects: Sequence[Effect], tail: EpisodeTail | None)
     return Episode(
         id=head.id,
         group=head.group,
-        task=head.task,
+        task=head.task if task is None else task,
         seed=head.seed,
         workflow=head.workflow,
         source=head.source,
