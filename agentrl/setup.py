@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
 from agentrl.metrics import JSONL, Console, Sink, TensorBoard
 from agentrl.tasks import TaskSource, Uniform
+
+logger = logging.getLogger(__name__)
 
 
 def check(experiment: Experiment[Any, Any]) -> None:

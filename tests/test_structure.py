@@ -114,7 +114,7 @@ def test_importing_agentrl_is_light() -> None:
         "print(spent, heavy)"
     )
     best = min(
-        float(run.split()[0]) for run in (subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(7))
+        float(run.split()[0]) for run in (subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(5))
     )
     heavy = subprocess.check_output([sys.executable, "-c", code], text=True).split(maxsplit=1)[1].strip()
     assert heavy == "[]", f"import agentrl loads {heavy}"
@@ -127,3 +127,10 @@ def test_public_names_are_few_and_there() -> None:
     assert len(agentrl.__all__) <= 30
     for name in agentrl.__all__:
         assert getattr(agentrl, name) is not None
+
+
+@pytest.mark.parametrize("first", ["import agentrl.train", "from agentrl.train import TrainResult", "import agentrl.tool", ""])
+def test_a_name_is_never_the_module_it_lives_in(first: str) -> None:
+    names = "tool, train, workflow, evaluate"
+    code = f"{first}\nfrom agentrl import {names}\nassert all(map(callable, ({names})))"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -206,7 +206,8 @@ def test_metrics_say_what_was_lost_and_why(warm: Path, tmp_path: Path) -> None:
     assert len(said) == 1 and "of 8 episodes lost (workflow)" in said[0] and "KeyError" in said[0]
 
 
-def test_an_evaluation_of_the_demonstrations_themselves_is_refused(warm: Path, tmp_path: Path) -> None:
-    experiment = replace(warm_up(warm, steps=2), eval_every=1)
-    with pytest.raises(UserError, match="measure the demonstrations"):
-        run(experiment, tmp_path / "run")
+def test_an_evaluation_of_the_demonstrations_themselves_is_called_so(
+    warm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(replace(warm_up(warm, steps=1), eval_every=1, eval_tasks=2), tmp_path / "run")
+    assert "that of the demonstrations, not of the policy" in caplog.text
