@@ -262,11 +262,11 @@ async def test_stuck_control_call_ends_at_its_deadline(fake: FakeSGLang, engine:
 
 
 async def test_time_spent_paused_does_not_count_for_the_deadline(fake: FakeSGLang) -> None:
-    async with SGLangEngine(fake.url, vocab_size=320, request_s=0.4) as engine:
+    async with SGLangEngine(fake.url, vocab_size=320, request_s=2.0) as engine:
         task = asyncio.ensure_future(engine.generate(ask(sampling=Sampling(max_tokens=1500))))
         await under_way(fake)
         await engine.pause()
-        done, _ = await asyncio.wait([task], timeout=0.6)
+        done, _ = await asyncio.wait([task], timeout=2.3)
         assert not done
         await engine.resume()
         assert len((await task).ids) == 1500
