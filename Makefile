@@ -1,4 +1,4 @@
-# make demo     trains a search agent on this machine's CPU (about ten minutes)
+# make demo     trains a search agent on this machine's CPU (a few minutes)
 # make install  .venv with everything that development needs
 # make check    ruff, pyright strict, sizes and arrows
 # make test     the tests (no root, no network)
