@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -127,7 +126,7 @@ async def replay(experiment: Experiment[Any, Any], run: str | Path, episode: str
         stored = store.episode(episode)
         head = next(iter(store.heads(EpisodeFilter(ids=(episode,)))))
         task = task_from_json(experiment.workflow, head.task)
-        engine = Recorded(max_context=recorded_context(folder))
+        engine = Recorded(max_context=folder.max_context)
         async with Runtime(experiment, engine=engine, lineage=folder.lineage) as runtime:
             again = await runtime.replay(head, store.journal(episode), store.tail(episode), task)
     return Replayed(stored, again, tuple(differences(stored, again)))
@@ -153,14 +152,6 @@ def cut_after(journal: Sequence[Any], episode: Episode, turns: int) -> int:
         return max((effect.completed for effect in journal), default=-1) + 1
     following = episode.turns[turns].id
     return next(effect.issued for effect in journal if effect.turn is not None and effect.turn.id == following)
-
-
-def recorded_context(run: Run) -> int:
-    """The context of the engine that a run was sampled with."""
-    file = run.folder / "engine.json"
-    if not file.is_file():
-        raise UserError(f"{run.folder} does not say which engine it was sampled with (no engine.json)")
-    return int(json.loads(file.read_text())["max_context"])
 
 
 def differences(one: Episode, other: Episode) -> list[str]:

@@ -83,7 +83,7 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
     finished = [episode for group in groups for episode in group.finished]
     count = max(1, len(finished))
     stops = Counter(reason for episode in finished for _, reason in episode.stops)
-    faults = Counter(e.failure.fault if e.failure else e.status for e in episodes if e.status not in FINISHED)
+    causes = Counter(_cause(episode) for episode in episodes if episode.status not in FINISHED)
     names = {name for episode in finished for name in episode.metrics}
     drift = sum(1 for episode in episodes for turn in episode.turns if turn.untrained)
     return {
@@ -97,7 +97,7 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "groups/short": float(sum(1 for group in groups if len(group.finished) < group.wanted)),
         "drift": float(drift),
         **{f"stop/{reason}": number / count for reason, number in sorted(stops.items())},
-        **{f"lost/{cause}": float(number) for cause, number in sorted(faults.items())},
+        **{f"lost/{cause}": float(number) for cause, number in sorted(causes.items())},
         **{f"metric/{name}": sum(e.metrics.get(name, 0.0) for e in finished) / count for name in sorted(names)},
     }
 
@@ -107,13 +107,17 @@ def losses(groups: Sequence[Group]) -> list[str]:
     lost = [episode for group in groups for episode in group.episodes if episode.status not in FINISHED]
     by_cause: dict[str, list[Episode]] = {}
     for episode in lost:
-        by_cause.setdefault(episode.failure.fault if episode.failure else episode.status, []).append(episode)
+        by_cause.setdefault(_cause(episode), []).append(episode)
     asked = sum(len(group.episodes) for group in groups)
     return [
         f"{len(episodes)} of {asked} episodes lost ({cause}): {episodes[0].id}: "
         f"{episodes[0].failure.message if episodes[0].failure else episodes[0].status}"
         for cause, episodes in sorted(by_cause.items())
     ]
+
+
+def _cause(episode: Episode) -> str:
+    return episode.failure.fault if episode.failure else episode.status
 
 
 def success_of(groups: Sequence[Group]) -> dict[str, float]:

@@ -24,13 +24,14 @@ from agentrl.engines.contract import EngineInfo
 from agentrl.errors import LearnerError, UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
-from agentrl.learning.replay import from_stored
+from agentrl.learning.replay import relearn
 from agentrl.runtime.policies import checkpoints
 from agentrl.store.contract import Store, StoredStep
 from agentrl.store.sqlite import SQLiteStore
 
 logger = logging.getLogger(__name__)
 
+_ENGINE = "engine.json"
 _MAY_DIFFER = ("steps", "eval_every", "eval_tasks", "checkpoint_every", "keep_checkpoints", "limits", "held_out")
 """What may change when a run goes on: nothing that decides on weights."""
 
@@ -90,7 +91,15 @@ class Run:
     def note_engine(self, info: EngineInfo) -> None:
         """Keeps what the engine says of itself, for replays without one."""
         document = {"name": info.name, "vocab_size": info.vocab_size, "max_context": info.max_context}
-        _write_atomically(self.folder / "engine.json", json.dumps(document))
+        _write_atomically(self.folder / _ENGINE, json.dumps(document))
+
+    @property
+    def max_context(self) -> int:
+        """The context of the engine that the run was sampled with."""
+        file = self.folder / _ENGINE
+        if not file.is_file():
+            raise UserError(f"{self.folder} does not say which engine it was sampled with (no {_ENGINE})")
+        return int(json.loads(file.read_text())["max_context"])
 
     def checkpoints(self, policy: str) -> list[Path]:
         """The policy's checkpoints, oldest first."""
@@ -113,8 +122,7 @@ def restore(run: Run, store: Store, learners: Mapping[str, Learner]) -> tuple[in
     From the newest checkpoint that can be read, then by learning again from the recorded batches after it. The next batch is
     the first that not all policies have committed.
     """
-    last = dict.fromkeys(learners) | {name: _last(store, name) for name in learners}
-    begun = [step for step in last.values() if step is not None]
+    begun = [step for name in learners if (step := _last(run, store, name)) is not None]
     if not learners or len(begun) < len(learners):
         return 0, None
     following = min(step.step for step in begun) + 1
@@ -124,8 +132,11 @@ def restore(run: Run, store: Store, learners: Mapping[str, Learner]) -> tuple[in
     return following, state
 
 
-def _last(store: Store, policy: str) -> StoredStep | None:
-    return next(iter(deque(store.steps(policy), maxlen=1)), None)
+def _last(run: Run, store: Store, policy: str) -> StoredStep | None:
+    """The newest committed batch; a checkpoint before batch n tells that n - 1 is committed, so older ones need no look."""
+    saved = run.checkpoints(policy)
+    after = int(saved[-1].name.removeprefix("step-")) - 2 if saved else -1
+    return next(iter(deque(store.steps(policy, after=after), maxlen=1)), None)
 
 
 def _restore_one(run: Run, store: Store, policy: str, learner: Learner, following: int) -> None:
@@ -135,19 +146,12 @@ def _restore_one(run: Run, store: Store, policy: str, learner: Learner, followin
             break
         except (LearnerError, UserError) as error:
             logger.warning("%s; going back to an older checkpoint and learning again from the recorded batches", error)
-    again = 0
-    for step in store.steps(policy):
-        if step.step >= following or step.before.step < learner.version.step or not step.rows:
-            continue
-        if step.before != learner.version:
-            raise LearnerError(
-                f"recorded batch {step.step} of {policy} began from {step.before}, the learner has {learner.version}: "
-                f"the checkpoints in {run.folder} are not of this run or its model has changed; begin anew with --fresh"
-            )
-        learner.step(
-            from_stored(step.rows, {name: store.episode(name) for name in dict.fromkeys(r.episode for r in step.rows)})
-        )
-        again += 1
+    began = learner.version.step
+    try:
+        relearn(store, policy, learner, before=following)
+    except LearnerError as error:
+        raise LearnerError(f"{run.folder}: {error}; or begin anew with --fresh") from error
+    again = learner.version.step - began
     logger.info("%s goes on at batch %d: %s, %d recorded batches learned again", policy, following, learner.version, again)
 
 

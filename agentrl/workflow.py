@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_type_hint
 from agentrl.effect import EffectKind, derive_seed
 from agentrl.episode import EMPTY_MAP, Turn
 from agentrl.errors import UserError, capture
+from agentrl.tasks.read import make_task
 
 if TYPE_CHECKING:
     from agentrl.agent import Agent, Team
@@ -166,9 +167,5 @@ def task_from_json(made_for: Workflow[Any, Any], value: Any) -> Any:
     with capture():
         kind = get_type_hints(made_for.function).get(first)
         if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-            return kind(**{name: _frozen(item) for name, item in value.items()})
+            return make_task(kind, value)
     return value
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

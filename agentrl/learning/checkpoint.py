@@ -98,6 +98,15 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(version, int(manifest["updates"]), str(manifest["optimiser"]), weights, state)
 
 
+def saved_version(folder: Path, digest: str) -> Version | None:
+    """The version that a checkpoint says it holds, if its weights are those it was saved with."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return None
+    version = Version.parse(json.loads(manifest.read_text(encoding="utf-8"))["version"])
+    return version if version.digest == digest else None
+
+
 def _write(draft: Path, checkpoint: Checkpoint, config: ModelConfig, model: Path) -> None:
     save_weights(draft, config, checkpoint.weights)
     for name in COPIED:

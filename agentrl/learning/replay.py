@@ -40,17 +40,18 @@ def from_stored(stored: Sequence[StoredRow], episodes: Mapping[str, Episode] | I
     return rows
 
 
-def relearn(store: Store, policy: str, learner: Learner, *, until: int | None = None) -> Version:
+def relearn(store: Store, policy: str, learner: Learner, *, until: int | None = None, before: int | None = None) -> Version:
     """Makes again the stored steps that follow the learner's version, and gives the version they lead to.
 
     The learner stands where the steps begin: freshly opened on the run's model, or restored from a checkpoint. Its weights
     after each step are those of the run, to the bit, on the same machine with the same number of threads. With `until`, stops
-    when the learner has made that many steps in all. `LearnerError` if a step began from other weights than the learner has.
+    when the learner has made that many steps in all; with `before`, at the stored step of that number. `LearnerError` if a
+    step began from other weights than the learner has.
     """
     # A batch of which no row was trained is a stored step without rows, and made no learner step: so a stored step's number is
     # never below that of the version it began from.
     for step in store.steps(policy, after=learner.version.step - 1):
-        if until is not None and learner.version.step >= until:
+        if (until is not None and learner.version.step >= until) or (before is not None and step.step >= before):
             break
         if step.before.step < learner.version.step or not step.rows:
             continue

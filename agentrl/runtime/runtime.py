@@ -21,7 +21,7 @@ from typing import Any, Generic
 
 from agentrl.effect import Effect, EffectKey, derive_seed
 from agentrl.engines.contract import Engine
-from agentrl.episode import Episode, Group, Reward, Sampling, Source
+from agentrl.episode import FINISHED, Episode, Group, Reward, Sampling, Source
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
@@ -118,7 +118,7 @@ class Runtime(Generic[TaskT, OutputT]):
 
     async def replay(self, head: EpisodeHead, record: Sequence[Effect], tail: EpisodeTail | None, task: TaskT) -> Episode:
         """Runs a stored episode again from its record alone; its status is "divergent" if the code asks for something else."""
-        strict = tail is not None and tail.status in ("done", "overlong")
+        strict = tail is not None and tail.status in FINISHED
         around = replace(self._around, log=None)
         greedy = head.split == "eval"
         program = self._program(task, greedy=greedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,12 +35,17 @@ def read_tasks(kind: type[TaskT], path: str | Path) -> tuple[TaskT, ...]:
             known = ", ".join(sorted(names))
             raise UserError(f"{file}:{number} has {', '.join(unknown)}, which {kind.__name__} has not; it has {known}")
         with capture() as caught:
-            tasks.append(kind(**{name: _frozen(value) for name, value in data.items()}))
+            tasks.append(make_task(kind, data))
         if caught.error is not None:
             raise UserError(f"{file}:{number} makes no {kind.__name__}: {caught.error}")
     if not tasks:
         raise UserError(f"{file} holds no task")
     return tuple(tasks)
+
+
+def make_task(kind: type[TaskT], data: Mapping[str, Any]) -> TaskT:
+    """A task of a frozen dataclass from JSON; lists become tuples."""
+    return kind(**{name: _frozen(value) for name, value in data.items()})
 
 
 def _frozen(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from agentrl.engines.local.stops import read_decoder
 from agentrl.engines.local.worker import Worker
 from agentrl.episode import EMPTY_LOGPROBS, Sampling, Version
 from agentrl.errors import ContextOverflow, EngineError, UserError
+from agentrl.learning.checkpoint import saved_version
 from agentrl.transformer.config import ModelConfig
 from agentrl.transformer.weights import digest_weights, load_weights
 
@@ -246,12 +246,3 @@ def _check_sampling(what: str, sampling: Sampling) -> None:
         raise UserError(f"{what}: max_tokens must be at least 1, got {sampling.max_tokens}")
     if "" in sampling.stop:
         raise UserError(f"{what}: an empty stop string would stop at once; remove it")
-
-
-def saved_version(folder: Path, digest: str) -> Version | None:
-    """The version that a checkpoint says it holds, if its weights are those it was saved with."""
-    manifest = folder / "learner.json"
-    if not manifest.is_file():
-        return None
-    version = Version.parse(json.loads(manifest.read_text(encoding="utf-8"))["version"])
-    return version if version.digest == digest else None
