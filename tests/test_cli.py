@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.cli import main
-from agentrl.cli.parser import make_parser
+from agentrl.cli import main, make_parser
 from agentrl.metrics import read_metrics
 from agentrl.store.sqlite import SQLiteStore
 from agentrl_workflows.search_qa.model import make_model

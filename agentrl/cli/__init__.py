@@ -1,4 +1,4 @@
-"""The command line: `agentrl train | eval | rollout | replay | view | doctor`. `docs/commands.md` has an example of each.
+"""The command line: `docs/commands.md` has an example of each command.
 
 Exit codes: 0 it worked; 1 it did not, and one line on standard error says why; 2 the command line itself is wrong; 130 Ctrl-C,
 143 SIGTERM. Nothing heavy is imported before a command needs it.
@@ -6,23 +6,37 @@ Exit codes: 0 it worked; 1 it did not, and one line on standard error says why; 
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from agentrl.cli import commands
-from agentrl.cli.parser import make_parser
+from agentrl.cli import doctor, evaluate, replay, rollout, train, view
 from agentrl.cli.signals import INTERRUPTED
 from agentrl.errors import AgentRLError, UserError, describe, unwrapped
 
 COMMANDS = {
-    "train": commands.train,
-    "eval": commands.evaluate,
-    "rollout": commands.rollout,
-    "replay": commands.replay,
-    "view": commands.view,
-    "doctor": commands.doctor,
+    "train": train,
+    "eval": evaluate,
+    "rollout": rollout,
+    "replay": replay,
+    "view": view,
+    "doctor": doctor,
 }
+"""A command is a module here with `ABOUT`, `options(parser)` and `run(arguments) -> exit code`, and a line in this table."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands; the chosen one's name is `command`."""
+    parser = argparse.ArgumentParser(prog="agentrl", description="Train, run and look at LLM agents.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure (also AGENTRL_DEBUG=1)")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.ABOUT, description=module.ABOUT)
+        # SUPPRESS: a flag given before the command is not undone by the command's own default
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        module.options(command)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         with unwrapped():
-            return COMMANDS[arguments.command](arguments)
+            return COMMANDS[arguments.command].run(arguments)
     except AgentRLError as error:
         if debug:
             raise
