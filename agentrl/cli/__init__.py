@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from agentrl.cli import doctor, evaluate, replay, rollout, train, view
+from agentrl.cli import demo, doctor, evaluate, replay, rollout, train, view
 from agentrl.cli.signals import INTERRUPTED
 from agentrl.errors import AgentRLError, UserError, describe, unwrapped
 
 COMMANDS = {
+    "demo": demo,
     "train": train,
     "eval": evaluate,
     "rollout": rollout,

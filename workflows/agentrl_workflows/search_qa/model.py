@@ -25,8 +25,9 @@ MULTIPLE = 64
 """The vocabulary is filled up to a multiple of this."""
 
 # Only a model's turn has an end: the next message's role ends the others. A call that comes as data is written as tags.
+# System messages are for models that can read: this one was never taught to, and would spend a token on every byte of them.
 TEMPLATE = (
-    "{%- for message in messages -%}"
+    "{%- for message in messages if message['role'] != 'system' -%}"
     "<|{{ message['role'] }}|>{{ message['content'] if message['content'] else '' }}"
     "{%- if message['role'] == 'assistant' -%}"
     "{%- for call in message['tool_calls'] or [] -%}"
