@@ -2,13 +2,15 @@
 # make install  .venv with everything that development needs
 # make check    ruff, pyright strict, sizes and arrows
 # make test     the tests (no root, no network)
+# make smoke    the whole loop in under a minute
+# make wheel    the wheel in a new environment: `agentrl demo --smoke` without the clone
 # make bench    the benchmarks, one table each (the learning study is apart: python benchmarks/search_qa.py)
 
 PY := .venv/bin/python
 OUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: demo install check test smoke bench clean
+.PHONY: demo install check test smoke wheel bench clean
 
 .venv/.demo: pyproject.toml scripts/install.sh
 	@scripts/install.sh demo
@@ -33,6 +35,10 @@ test: .venv/.dev
 # the whole loop, small: warm start and RL of a few steps, under a minute
 smoke: .venv/.dev
 	$(PY) -m agentrl_workflows.search_qa.demo --out $${TMPDIR:-/tmp}/agentrl-smoke --fresh --smoke
+
+# the wheel in a new environment, as someone without a clone would have it
+wheel: .venv/.dev
+	@scripts/wheel.sh
 
 bench: .venv/.dev
 	@for program in $(filter-out benchmarks/search_qa.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(PY) $$program || exit 1; done
