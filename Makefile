@@ -4,13 +4,14 @@
 # make test     the tests (no root, no network)
 # make smoke    the whole loop in under a minute
 # make wheel    the wheel in a new environment: `agentrl demo --smoke` without the clone
+# make browser  the pages of `view` and `report` in Chromium
 # make bench    the benchmarks, one table each (the learning study is apart: python benchmarks/search_qa.py)
 
 PY := .venv/bin/python
 OUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: demo install check test smoke wheel bench clean
+.PHONY: demo install check test smoke wheel browser bench clean
 
 .venv/.demo: pyproject.toml scripts/install.sh
 	@scripts/install.sh demo
@@ -35,6 +36,10 @@ test: .venv/.dev
 # the whole loop, small: warm start and RL of a few steps, under a minute
 smoke: .venv/.dev
 	$(PY) -m agentrl_workflows.search_qa.demo --out $${TMPDIR:-/tmp}/agentrl-smoke --fresh --smoke
+
+# the pages of `view` and `report` in a real browser; no skips (Debian: apt-get install chromium)
+browser: .venv/.dev
+	AGENTRL_BROWSER=1 $(PY) -m pytest -m browser
 
 # the wheel in a new environment, as someone without a clone would have it
 wheel: .venv/.dev

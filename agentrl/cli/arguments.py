@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import AgentRLError, UserError, capture, describe
 
 if TYPE_CHECKING:
-    from agentrl.episode import IntArray
+    from agentrl.episode import IntArray, Turn
     from agentrl.experiment import Experiment
     from agentrl.run import Run
+    from agentrl.view.credit import TurnCredit
 
 TARGET = "file.py:name or package.module:name: an Experiment, or a function that returns one"
 
@@ -75,11 +76,17 @@ def settled(target: str) -> str:
     return f"{Path(place).expanduser().resolve()}{colon}{name}" if place.endswith(".py") else target
 
 
-def print_tree(episode: Any, arguments: argparse.Namespace, decode: Callable[[IntArray], str] | None = None) -> None:
+def print_tree(
+    episode: Any,
+    arguments: argparse.Namespace,
+    decode: Callable[[Turn, IntArray], str] | None = None,
+    credit: Mapping[str, TurnCredit] | None = None,
+) -> None:
     """Prints an episode as wide as the terminal is."""
     import shutil
 
     from agentrl.view import render_tree
 
-    print(render_tree(episode, width=shutil.get_terminal_size((120, 24)).columns, full=arguments.full, decode=decode))
+    width = shutil.get_terminal_size((120, 24)).columns
+    print(render_tree(episode, width=width, full=arguments.full, decode=decode, credit=credit or {}))
     print()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,65 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agentrl.episode import (
-    Candidate,
-    Episode,
-    Failure,
-    Ledger,
-    Parent,
-    Probe,
-    Reward,
-    Sampling,
-    ToolCall,
-    Turn,
-    Version,
-    VersionSpan,
-    token_ids,
-)
-from agentrl.view import columns, render_list, render_tree, visible, wrap
+from agentrl.episode import Candidate, Episode, Failure, Ledger, Probe, Reward, Version, VersionSpan, token_ids
+from agentrl.view import render_list, render_tree
+from agentrl.view.text import columns, visible, wrap
+from tests.view.episodes import call, credit, episode, turn
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-def turn(id: str, agent: str, index: int, text: str, parent: str | None = None, **more: Any) -> Turn:
-    sampled = token_ids([7, 8, 9])
-    given = {
-        "policy": "p",
-        "versions": (VersionSpan(Version("run", "p", 12, "ab"), 0, 3),),
-        "parent": Parent(parent, 5) if parent is not None else None,
-        "predecessor": None,
-        "branch": "",
-        "context_ids": token_ids([1, 2]),
-        "sampled_ids": sampled,
-        "logprobs": np.zeros(3, np.float32),
-        "logprobs_at": "after_mask",
-        "finish": "stop",
-        "sampling": Sampling(),
-        "seed": 1,
-        "started": 1.0,
-        "ended": 1.5,
-    }
-    return Turn(id=id, agent=agent, index=index, text=text, **(given | more))
-
-
-def call(**more: Any) -> ToolCall:
-    given = {"name": "search", "arguments": {"query": "capital of Peru"}, "status": "ok", "output": "Lima"}
-    return ToolCall(**(given | {"started": 2.0, "ended": 2.25} | more))
-
-
-def episode(turns: Sequence[Turn] = (), **more: Any) -> Episode:
-    given: dict[str, Any] = {
-        "id": "g7.0",
-        "group": "g7",
-        "task": {"text": "Which city?"},
-        "seed": 5,
-        "workflow": "ab",
-        "source": "policy",
-        "status": "done",
-        "turns": tuple(turns),
-        "seconds": 3.5,
-    }
-    return Episode(**(given | more))
 
 
 def plain(given: Episode, **options: Any) -> str:
@@ -190,7 +136,7 @@ def test_long_texts_are_shortened_unless_all_is_asked_for() -> None:
 def test_contexts_are_shown_with_a_decoder() -> None:
     given = episode([turn("x", "a", 0, "")])
     assert "┆" not in plain(given)
-    shown = plain(given, decode=lambda ids: " ".join(f"<{int(number)}>" for number in ids))
+    shown = plain(given, decode=lambda turn, ids: " ".join(f"<{int(number)}>" for number in ids))
     assert "┆ <1> <2>" in shown
     assert "<7> <8> <9>" in shown
 
@@ -273,3 +219,32 @@ def test_a_list_has_a_line_for_each_episode() -> None:
         ["g7.0", "train", "3", "done", "0.5", "1", "3", "42", "3.50"],
         ["e1.0", "eval", "10", "failed", "0.5", "1", "3", "42", "3.50"],
     ]
+
+
+# --- credit -----------------------------------------------------------------------------------------------------------------
+def test_each_turn_shows_the_credit_that_it_was_trained_with() -> None:
+    turns = [turn("x", "a", 0, "t"), turn("y", "a", 1, "t", "x"), turn("z", "a", 2, "t", "y"), turn("u", "a", 3, "t", "z")]
+    given = {"x": credit(turns[0], 0.5), "y": credit(turns[1], [-2.0, 0.0, -1.0]), "z": credit(turns[2], 0.25, 0.75)}
+    shown = plain(episode(turns), credit=given)
+    assert "● a 0 credit +0.5 2+3 tokens" in shown
+    assert "● a 1 credit -1 (-2 to +0) 2+3 tokens" in shown
+    assert "● a 2 credit +0.5 in 2 rows 2+3 tokens" in shown
+    assert shown.count("in no trained row") == 1
+    assert "learned in step 3" in shown
+    assert "credit" not in plain(episode(turns))
+
+
+def test_credit_of_forced_tokens_does_not_count() -> None:
+    one = turn("x", "a", 0, "t", forced=2)
+    assert "credit +4 2+3 tokens" in plain(episode([one]), credit={"x": credit(one, [-9.0, -9.0, 4.0])})
+
+
+def test_turns_are_coloured_by_sign_and_size_of_their_credit() -> None:
+    values = {"up": 3.0, "some": 1.5, "little": 0.3, "down": -3.0, "nil": 0.0}
+    turns = [turn(name, "a", n, f"text {name}") for n, name in enumerate(values)]
+    given = {each.id: credit(each, values[each.id]) for each in turns}
+    shown = render_tree(episode(turns), color=True, credit=given)
+    for name, code in {"up": "32;1", "some": "32", "little": "32;2", "down": "31;1"}.items():
+        assert f"\x1b[{code}mtext {name}\x1b[0m" in shown
+    assert "\x1b[0mtext nil\n" in shown
+    assert ANSI.sub("", shown) == plain(episode(turns), credit=given)
