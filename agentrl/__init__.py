@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agentrl.limits import Limits
     from agentrl.rendering.contract import Message
     from agentrl.runtime.runtime import Runtime
-    from agentrl.tasks import read_tasks
+    from agentrl.tasks import from_store, read_tasks
     from agentrl.team import Team
     from agentrl.tool import Tool, ToolOutput, tool
     from agentrl.train import train
@@ -44,6 +44,7 @@ __all__ = [
     "UserError",
     "Workflow",
     "evaluate",
+    "from_store",
     "read_tasks",
     "tool",
     "train",
@@ -59,7 +60,7 @@ _HOMES = {
     "agentrl.limits": ("Limits",),
     "agentrl.rendering.contract": ("Message",),
     "agentrl.runtime.runtime": ("Runtime",),
-    "agentrl.tasks": ("read_tasks",),
+    "agentrl.tasks": ("from_store", "read_tasks"),
     "agentrl.team": ("Team",),
     "agentrl.tool": ("Tool", "ToolOutput", "tool"),
     "agentrl.train": ("train",),

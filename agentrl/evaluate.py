@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentrl.edit import Edit, Sheet
+from agentrl.effect import Effect
 from agentrl.episode import Episode, Group
 from agentrl.errors import UserError, unwrapped
 from agentrl.experiment import Experiment
 from agentrl.meter import success_of
 from agentrl.run import Run
+from agentrl.runtime.policies import models_of, open_renderer
 from agentrl.runtime.runtime import Runtime
 from agentrl.store.contract import EpisodeFilter
 from agentrl.workflow import task_from_json
@@ -132,22 +135,43 @@ async def replay(experiment: Experiment[Any, Any], run: str | Path, episode: str
     return Replayed(stored, again, tuple(differences(stored, again)))
 
 
-async def fork(experiment: Experiment[Any, Any], run: str | Path, episode: str, after_turn: int) -> Episode:
-    """Goes on live from a stored episode, after its first `after_turn` turns; the fork is stored in the run."""
+async def fork(
+    experiment: Experiment[Any, Any], run: str | Path, episode: str, after_turn: int, *, edit: Edit | None = None
+) -> Episode:
+    """Goes on live from a stored episode, after its first `after_turn` turns; the fork is stored in the run.
+
+    `edit` (of `open_sheet(...).edit(document)`) changes what it goes on from; the stored episode stays as it is.
+    """
     folder = Run.find(Path(run))
     with unwrapped(), folder.store() as store:
         stored = store.episode(episode)
-        if not 0 <= after_turn <= len(stored.turns):
-            raise UserError(f"{episode} has {len(stored.turns)} turns, got --fork {after_turn}")
-        cut = cut_after(store.journal(episode), stored, after_turn)
+        cut = edit.cut if edit is not None else cut_after(store.journal(episode), stored, after_turn)
         task = task_from_json(experiment.workflow, stored.task)
-        members = sum(1 for head in store.heads() if head.fork_of == episode)
+        group = f"{stored.group}+fork"
+        member = sum(1 for _ in store.heads(EpisodeFilter(group=group)))
         async with Runtime(experiment, store=store, policies=run, lineage=folder.lineage) as runtime:
-            return await runtime.fork(task, stored, cut, group=f"{stored.group}+fork", member=members)
+            own = edit.effects if edit is not None else ()
+            return await runtime.fork(task, stored, cut, group=group, member=member, edited=own)
 
 
-def cut_after(journal: Sequence[Any], episode: Episode, turns: int) -> int:
+def open_sheet(experiment: Experiment[Any, Any], run: str | Path, episode: str, after_turn: int) -> Sheet:
+    """What may be changed of a stored episode that is forked after its first `after_turn` turns."""
+    folder = Run.find(Path(run))
+    with folder.store(read_only=True) as store:
+        stored, journal = store.episode(episode), store.journal(episode)
+    cut = cut_after(journal, stored, after_turn)
+    policy = stored.turns[after_turn - 1].policy if after_turn else next(iter(experiment.by_name))
+    if policy not in experiment.by_name:
+        raise UserError(f"{episode} was sampled by policy {policy!r}; the experiment has {', '.join(experiment.by_name)}")
+    renderer = open_renderer(experiment.by_name[policy], models_of(experiment, run)[policy])
+    agents = experiment.workflow.agents
+    return Sheet(stored, journal, after_turn, cut, renderer, agents)
+
+
+def cut_after(journal: Sequence[Effect], episode: Episode, turns: int) -> int:
     """The cut at which the first `turns` turns have completed and the next one has not been asked for."""
+    if not 0 <= turns <= len(episode.turns):
+        raise UserError(f"{episode.id} has {len(episode.turns)} turns, got --fork {turns}")
     if turns == len(episode.turns):
         return max((effect.completed for effect in journal), default=-1) + 1
     following = episode.turns[turns].id

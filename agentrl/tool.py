@@ -5,6 +5,8 @@
 
 A function, an object with an async or plain `__call__`, or a `Tool` value may stand in `Agent(tools=[...])`. Plain (sync)
 functions run in a thread. What a tool raises becomes its result, with status "error": the model sees it, the episode goes on.
+Only a `ToolError` ends the episode, as lost with fault "tool": a tool raises it when what it stands on is broken (its server is
+gone), so that no model is punished for that.
 """
 
 from __future__ import annotations

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 async def call_tool(team: Team, tools: Mapping[str, Tool], turn: Turn, request: ToolRequest) -> ToolOutput:
-    """What the model gets to read. A bad call, an error, a timeout and a flood are outputs with a status, never raised."""
+    """What the model gets to read. A bad call, an error, a timeout and a flood are outputs with a status, not raised.
+
+    A `ToolError` that the tool itself raises is: it ends the episode, with fault "tool".
+    """
     tool = tools.get(request.name)
     refused: tuple[ToolStatus, str] | None = None
     if request.error:
@@ -67,12 +70,14 @@ async def call_tool(team: Team, tools: Mapping[str, Tool], turn: Turn, request: 
 
 
 async def _attempts(team: Team, tool: Tool, said: str, asked: Asked) -> tuple[ToolStatus, ToolOutput, int]:
-    """Runs a tool until it gives something; each try has the arguments to itself."""
+    """Runs a tool until it gives something; each try has the arguments to itself. Raises the tool's own `ToolError` alone."""
     status: ToolStatus = "error"
     output = ToolOutput("")
     for attempt in range(tool.retries + 1):
         with capture() as caught:
             status, output = await _try(team, tool, json.loads(said), asked)
+        if isinstance(caught.error, ToolError) and attempt == tool.retries:
+            raise caught.error  # what the tool stands on is broken: the episode is lost, and no model is to blame
         if caught.error is not None:
             status, output = "error", ToolOutput(f"{tool.name} failed: {describe(caught.error)}")
         if status == "ok":
@@ -98,7 +103,7 @@ async def _try(team: Team, tool: Tool, arguments: dict[str, Any], asked: Asked) 
             raise
         return "cancelled", ToolOutput(f"{tool.name} was cancelled from inside")
     except SystemExit as error:
-        raise ToolError(f"it called sys.exit({error.code})") from error
+        return "error", ToolOutput(f"{tool.name} called sys.exit({error.code})")
 
 
 def _as_output(given: Any) -> ToolOutput:

@@ -26,10 +26,11 @@ ALL_CODE = [
 # from the top of the house to its ground; a module may import its own floor and those below
 FLOORS = (
     ("cli",),
-    ("train", "serve", "view", "doctor"),
+    ("train", "serve", "view", "doctor", "report"),
     ("evaluate", "setup"),
+    ("edit",),
     ("run", "meter"),
-    ("runtime", "config", "resolve", "metrics", "testing"),
+    ("runtime", "config", "resolve", "metrics", "testing", "exchange"),
     ("experiment",),
     ("team", "agent", "toolcall", "workflow"),
     (
@@ -42,6 +43,7 @@ FLOORS = (
         "tasks",
         "rollout",
         "credit",
+        "transforms",
         "objectives",
         "learning",
         "limits",

@@ -252,7 +252,8 @@ class Execution:
         elif not root.done() or root.cancelled():
             status, failure = "cancelled", Failure("workflow", "the workflow cancelled itself")
         elif (error := root.exception()) is not None:
-            fault = error.fault if isinstance(error, AgentRLError) else "workflow"
+            culprit = _culprit(error)
+            fault = culprit.fault if isinstance(culprit, AgentRLError) else "workflow"
             status, failure = "failed", Failure(fault, describe(error))
         else:
             output, failure = _as_json(root.result())
@@ -281,6 +282,13 @@ class Execution:
                 given = await given if inspect.isawaitable(given) else given
             rewards = _rewards(given)
         return rewards, Failure("reward", describe(caught.error)) if caught.error is not None else None
+
+
+def _culprit(error: BaseException) -> BaseException:
+    """Of a group of errors the first that names whose fault it is."""
+    while isinstance(error, BaseExceptionGroup):
+        error = (error.subgroup(AgentRLError) or error).exceptions[0]
+    return error
 
 
 def _reason(journal: Journal) -> str:

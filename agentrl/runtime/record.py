@@ -9,12 +9,14 @@ from agentrl.runtime.pending import Pending, Place, told
 
 SYNCHRONOUS = ("reward", "note")
 """Kinds that the code writes at once, and nobody waits for."""
+EDITED = "edited"
+"""Name of the note at the head of an edited fork's own effects; what it speaks of is not from this code's own past."""
 
 
 class Record:
     """Effects in the order in which they were handed in. Lost ones and intents are passed over, for nobody was told of them."""
 
-    __slots__ = ("_entries", "_made", "_next", "_places", "attempts", "intents", "lasted", "sequence")
+    __slots__ = ("_edited", "_entries", "_made", "_next", "_places", "attempts", "intents", "lasted", "sequence")
 
     def __init__(self, effects: Sequence[Effect]) -> None:
         self._made: set[Place] = set()
@@ -29,11 +31,16 @@ class Record:
         """What was begun, outlives the process, and has no end on record."""
         self._entries: list[Effect] = []
         self._places: dict[Place, Effect] = {}
+        self._edited: set[Place] = set()
+        """The effects with which an edited fork began, before anything of its own was asked for."""
         if effects:
             self._read(effects)
 
     def _read(self, effects: Sequence[Effect]) -> None:
         handed_in = [effect for effect in effects if effect.completed >= 0 and effect.status != "lost"]
+        for note in [effect for effect in handed_in if effect.kind == "note" and effect.name == EDITED]:
+            handed_in.remove(note)
+            self._edited.update((branch, position) for branch, position in note.value["places"])
         self._entries = sorted(handed_in, key=lambda effect: effect.completed)
         self._places = {(effect.key.branch, effect.key.position): effect for effect in self._entries}
         self.sequence = max(max(effect.issued, effect.completed) for effect in effects) + 1
@@ -58,6 +65,11 @@ class Record:
                 return entry
             self._next += 1
         return None
+
+    def edits_last(self) -> bool:
+        """Whether what is handed in next was put there by an edit: what the code records before it is new."""
+        entry = self.next()
+        return entry is not None and (entry.key.branch, entry.key.position) in self._edited
 
     def advance(self) -> None:
         """The next one was handed in."""

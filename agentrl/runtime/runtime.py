@@ -27,6 +27,7 @@ from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
 from agentrl.runtime.execution import Execution, Program, Surroundings
 from agentrl.runtime.policies import models_of, open_renderer
+from agentrl.runtime.record import EDITED
 from agentrl.runtime.scope import EffectTasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
@@ -166,14 +167,28 @@ class Runtime(Generic[TaskT, OutputT]):
             return await self._execute(head, (), task, deadline=deadline, greedy=greedy)
         if self.store.tail(head.id) is not None:
             return replace(self.store.episode(head.id), task=task)
-        return await self._execute(self._known[head.id], self.store.journal(head.id), task, deadline=deadline, greedy=greedy)
+        head, record = self._known[head.id], self.store.journal(head.id)
+        if head.split == EDITED and not any(effect.name == EDITED for effect in record):
+            raise UserError(
+                f"episode {head.id} was cut off before its edit was stored, so it cannot go on; fork and edit again"
+            )
+        return await self._execute(head, record, task, deadline=deadline, greedy=greedy)
 
     async def _execute(
-        self, head: EpisodeHead, record: tuple[Effect, ...], task: TaskT, *, deadline: float | None, greedy: bool
+        self,
+        head: EpisodeHead,
+        record: tuple[Effect, ...],
+        task: TaskT,
+        *,
+        deadline: float | None,
+        greedy: bool,
+        begins_with: Sequence[Effect] = (),
     ) -> Episode:
         async with self._room:
             if self.store is not None:
                 self.store.begin(head)
+                if begins_with:
+                    self.store.append(head.id, begins_with)
             execution = Execution(head, record, self._program(task, greedy=greedy), self._around, deadline=deadline)
             self._live[head.id] = execution
             try:
@@ -194,20 +209,22 @@ class Runtime(Generic[TaskT, OutputT]):
         group: str,
         member: int,
         forced: Mapping[EffectKey, tuple[int, ...]] | None = None,
+        edited: Sequence[Effect] = (),
     ) -> Episode:
         """An episode that shares with a stored one every effect completed before `cut`, and goes on by itself.
 
-        `forced` gives token ids with which the next model call of that key begins. Every seed after the cut differs.
+        `forced` gives token ids with which the next model call of that key begins. `edited` are effects of the fork's own that
+        stand behind the shared ones (`agentrl.edit`). Every seed after the cut differs.
         """
         await self.stored.flush()
         record = tuple(effect for effect in self.stored.journal(of.id) if 0 <= effect.completed < cut)
         head = replace(
-            self._head(task, group, member, 1, "fork", 0, None),
+            self._head(task, group, member, 1, EDITED if edited else "fork", 0, None),
             fork_of=of.id,
             fork_cut=cut,
             fork_forced={str(key): tokens for key, tokens in (forced or {}).items()},
         )
-        return await self._execute(head, record, task, deadline=None, greedy=False)
+        return await self._execute(head, (*record, *edited), task, deadline=None, greedy=False, begins_with=edited)
 
     def _program(self, task: TaskT, *, greedy: bool) -> Program:
         experiment = self.experiment
