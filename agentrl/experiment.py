@@ -11,23 +11,27 @@ from agentrl.credit import GRPO
 from agentrl.credit.contract import Estimator
 from agentrl.engines.specs import EngineSpec, Local
 from agentrl.errors import UserError
+from agentrl.learning.lora import LoRA
 from agentrl.learning.optimisers import AdamW, Optimiser
 from agentrl.limits import Limits
 from agentrl.objectives import Clipped
 from agentrl.objectives.contract import Objective
 from agentrl.rollout import Independent, RolloutPlan
 from agentrl.tasks.contract import TaskSource
+from agentrl.transforms.contract import RewardTransform
 from agentrl.workflow import OutputT, TaskT, Workflow
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Named, versioned weights. `model` is the folder they start from."""
+    """Named, versioned weights. `model` is the folder they start from, or the short name of a model (`docs/models.md`)."""
 
     name: str
     model: str | Path = ""
     frozen: bool = False
     optimiser: Optimiser = field(default_factory=AdamW)
+    lora: int | LoRA | None = None
+    """Train low-rank adapters (a number is their rank) beside frozen weights; None = train all weights."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -41,6 +45,8 @@ class Policy:
             raise UserError(f"a policy's name must be non-empty and have no '/' or '@', got {self.name!r}")
         if self.temperature < 0:
             raise UserError(f"policy {self.name}: temperature must be >= 0, got {self.temperature}")
+        if isinstance(self.lora, int):
+            object.__setattr__(self, "lora", LoRA(self.lora))
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Experiment(Generic[TaskT, OutputT]):
     held_out: Sequence[TaskT] = ()
     rollout: RolloutPlan = field(default_factory=Independent)
     credit: Estimator = field(default_factory=GRPO)
+    transforms: Sequence[RewardTransform] = ()
+    """What is made of a group's rewards before credit is computed, one after the other."""
     objective: Objective = field(default_factory=Clipped)
     engine: EngineSpec = field(default_factory=Local)
     steps: int = 100
@@ -82,6 +90,9 @@ class Experiment(Generic[TaskT, OutputT]):
         for name in ("tasks_per_step", "threads", "min_group", "keep_checkpoints", "microbatch_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
+        given: Any = self.transforms
+        if not isinstance(given, Sequence):
+            raise UserError(f"transforms are several, got {given!r:.80}; write transforms=(..., ) even for one")
         if isinstance(self.policies, Mapping):
             lacking = sorted(self.workflow.agents.keys() - self.policies.keys())
             if lacking:

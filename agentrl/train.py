@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl import faults
-from agentrl.credit.batch import to_batch
+from agentrl.credit.assign import assign
 from agentrl.episode import Group
 from agentrl.errors import unwrapped
 from agentrl.evaluate import held_out
@@ -53,7 +53,7 @@ async def train(
     experiment: Experiment[Any, Any],
     *,
     out: str | Path,
-    sinks: Sequence[Sink] | None = None,
+    sinks: Sequence[Sink | str] | None = None,
     stop: asyncio.Event | None = None,
     fresh: bool = False,
     target: str = "",
@@ -61,8 +61,8 @@ async def train(
 ) -> TrainResult:
     """Trains until `experiment.steps` batches are learned, or `stop` is set; called again, goes on where it was.
 
-    `sinks` None = a table on the terminal, metrics.jsonl and TensorBoard in the run. Raises `UserError` for what cannot run
-    (before the first token), `RunLocked` if another process trains in `out`.
+    `sinks`, as such or by name; None = a table on the terminal, metrics.jsonl and TensorBoard in the run. Raises `UserError`
+    for what cannot run (before the first token), `RunLocked` if another process trains in `out`.
     """
     check(experiment)
     run = Run.create(Path(out), experiment, target=target, settings=settings, fresh=fresh)
@@ -76,9 +76,8 @@ async def train(
             batch, state = await asyncio.to_thread(restore, run, store, learners)
             if state is not None:
                 source.load(state)
-            own = open_sinks(experiment, run.folder) if sinks is None else ()
-            stack.callback(lambda: [sink.close() for sink in own])
-            meter = Meter(experiment, sinks or own, batch)
+            opened = stack.enter_context(open_sinks(experiment, run.folder, sinks))
+            meter = stack.enter_context(Meter(experiment, opened, batch))
             runtime = await stack.enter_async_context(Runtime(experiment, store=store, lineage=run.lineage))
             run.note_engine(runtime.engine.info)
             await publish(runtime, learners)
@@ -161,10 +160,8 @@ class Training:
     async def step(self, groups: Sequence[Group]) -> dict[str, StepStats]:
         """Credit, rows, commit, one step of every policy, new weights."""
         experiment = self.experiment
-        kept = [group for group in groups if len(group.finished) >= min(experiment.min_group, group.wanted)]
         with self.meter.time("credit"):
-            batch = to_batch(kept)
-            credit = experiment.credit(batch)
+            batch, credit = assign(groups, experiment.credit, experiment.transforms, min_group=experiment.min_group)
             rows = {name: to_rows(batch, credit, name) for name in self.learners}
         state = self._before[self.batch + 1] if self.batch + 1 in self._before else self.source.state()
         for name, learner in self.learners.items():

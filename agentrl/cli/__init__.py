@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from agentrl.cli import demo, doctor, evaluate, replay, rollout, train, view
+from agentrl.cli import credit, demo, doctor, evaluate, export, import_, replay, report, rollout, train, view
 from agentrl.cli.signals import INTERRUPTED
 from agentrl.errors import AgentRLError, UserError, describe, unwrapped
 
@@ -22,6 +22,10 @@ COMMANDS = {
     "rollout": rollout,
     "replay": replay,
     "view": view,
+    "credit": credit,
+    "report": report,
+    "export": export,
+    "import": import_,
     "doctor": doctor,
 }
 """A command is a module here with `ABOUT`, `options(parser)` and `run(arguments) -> exit code`, and a line in this table."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +27,24 @@ def options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="the run's folder")
     train.add_argument("--credit", metavar="NAME", help="the estimator: a short name, module:name or file.py:name")
     train.add_argument("--fresh", action="store_true", help="begin anew: what the folder holds is deleted")
-    train.add_argument("--tensorboard", action="store_true", help="write DIR/tensorboard as well")
+    about = "send metrics there as well: tensorboard, wandb, trackio, module:name or file.py:name; repeatable"
+    train.add_argument("--sink", action="append", default=[], metavar="NAME", dest="sinks", help=about)
+    about = "the same as --sink tensorboard"
+    train.add_argument("--tensorboard", action="append_const", const="tensorboard", dest="sinks", help=about)
     add_settings(train)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; at the end the change in held-out success, a curve and where the weights are."""
     from agentrl.cli.signals import interruptible
-    from agentrl.metrics import JSONL, Console, TensorBoard
+    from agentrl.metrics import JSONL, Console, sink_named
     from agentrl.train import train as run_training
 
     settings = ([f"credit={arguments.credit}"] if arguments.credit else []) + arguments.settings
     experiment = open_experiment(arguments.target, settings)
     out: Path = arguments.out
     console = Console(sys.stdout, steps=experiment.steps)
-    sinks: list[Sink] = [JSONL(out / "metrics.jsonl"), console]
-    if arguments.tensorboard:
-        sinks.append(TensorBoard(out / "tensorboard"))
-    _log_to(console)
+    sinks: list[Sink] = [JSONL(out / "metrics.jsonl"), console, *map(sink_named, dict.fromkeys(arguments.sinks))]
 
     def work(stop: asyncio.Event) -> Coroutine[Any, Any, TrainResult]:
         return run_training(
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
 
     try:
-        code, result = interruptible(work, console.note)
+        with _logging_to(console):
+            code, result = interruptible(work, console.note)
     finally:
         for sink in sinks:
             sink.close()
@@ -90,7 +92,8 @@ def _conclude(out: Path, experiment: Experiment[Any, Any], result: TrainResult) 
         print(f"policy {name}: {folder}")
 
 
-def _log_to(console: Console) -> None:
+@contextmanager
+def _logging_to(console: Console) -> Generator[None]:
     """Log lines go above the table, not through it."""
     import logging
 
@@ -104,3 +107,8 @@ def _log_to(console: Console) -> None:
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.propagate = True

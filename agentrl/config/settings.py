@@ -1,9 +1,10 @@
 """Settings by name (`credit.gamma=0.9`) put into an experiment.
 
-A setting is `path=value`. The path walks frozen dataclasses by field and mappings by key; a field's name given to a mapping
-that has no such key goes to every value of it (`policies.model=/x`). The value is read as the field's annotation says; a
-field that holds a plug-in takes a short name, `module:name` or `file.py:name`. Settings apply in order, so `credit=gigpo`
-comes before `credit.gamma=0.9`. Nothing is ignored: a setting that cannot take effect is an error.
+A setting is `path=value`. The path walks frozen dataclasses by field, mappings by key and sequences by number; a field's name
+given to a mapping that has no such key goes to every value of it (`policies.model=/x`). The value is read as the field's
+annotation says; a field that holds a plug-in takes a short name, `module:name` or `file.py:name`, one that holds several takes
+several with commas between them. Settings apply in order, so `credit=gigpo` comes before `credit.gamma=0.9`. Nothing is
+ignored: a setting that cannot take effect is an error.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import inspect
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast, get_args, get_origin
 
 from agentrl.config.values import CannotRead, expected, hints_of, lacking, read_value
 from agentrl.errors import UserError, capture, describe
-from agentrl.experiment import Experiment
 from agentrl.resolve import resolve, unknown
+
+if TYPE_CHECKING:
+    from agentrl.experiment import Experiment
 
 
 def short_names(field: str) -> Mapping[str, Any] | None:
@@ -29,9 +32,11 @@ def short_names(field: str) -> Mapping[str, Any] | None:
     from agentrl.learning.schedules import Constant, Cosine, Linear
     from agentrl.objectives import OBJECTIVES
     from agentrl.rollout import Independent
+    from agentrl.transforms import TRANSFORMS
 
     tables: dict[str, Mapping[str, Any]] = {
         "credit": ESTIMATORS,
+        "transforms": TRANSFORMS,
         "objective": OBJECTIVES,
         "rollout": {"independent": Independent},
         "engine": {"local": Local, "sglang": SGLang},
@@ -52,19 +57,24 @@ class _Setting:
 
 def apply_settings(experiment: Experiment[Any, Any], settings: Sequence[str]) -> Experiment[Any, Any]:
     """The experiment with the settings in it. `UserError` names the setting, what was got and what there is."""
-    parsed = [_parse(text) for text in settings]
-    _check_order(parsed)
-    for setting in parsed:
-        _refuse_shadowed(experiment, setting, parsed)
-    # what is said of all goes first, and what is said of one then stands in its place
-    for_all = [setting for setting in parsed if _shared_at(experiment, setting.path) is not None]
-    changed: Any = experiment
-    for setting in (*for_all, *(setting for setting in parsed if setting not in for_all)):
-        changed = _put(changed, setting.path, setting, ())
-    if parsed:
+    changed: Experiment[Any, Any] = put_settings(experiment, settings)
+    if settings:
         with _named("these settings do not go together"):
             _ = changed.by_name
     return changed
+
+
+def put_settings(owner: Any, settings: Sequence[str]) -> Any:
+    """`owner`, a dataclass or a mapping of some, with the settings in it."""
+    parsed = [_parse(text) for text in settings]
+    _check_order(parsed)
+    for setting in parsed:
+        _refuse_shadowed(owner, setting, parsed)
+    # what is said of all goes first, and what is said of one then stands in its place
+    for_all = [setting for setting in parsed if _shared_at(owner, setting.path) is not None]
+    for setting in (*for_all, *(setting for setting in parsed if setting not in for_all)):
+        owner = _put(owner, setting.path, setting, ())
+    return owner
 
 
 def _parse(text: str) -> _Setting:
@@ -118,6 +128,8 @@ def _put(owner: Any, path: tuple[str, ...], setting: _Setting, walked: tuple[str
     name, rest = path[0], path[1:]
     if isinstance(owner, Mapping):
         return _put_in_mapping(owner, path, setting, walked)
+    if isinstance(owner, tuple | list):
+        return _put_in_sequence(cast("Sequence[Any]", owner), path, setting, walked)
     fields = _settable(owner)
     if not fields:
         what = f"{'.'.join(walked)} is {owner!r:.60}"
@@ -137,8 +149,21 @@ def _put_in_mapping(owner: Mapping[str, Any], path: tuple[str, ...], setting: _S
         return {**owner, name: value}
     fields = {field for value in owner.values() for field in _settable(value)}
     if name not in fields:
-        raise UserError(f"{setting}: {'.'.join(walked)} has no {name!r}; {unknown(name, [*owner, *fields])}")
+        place = f"{'.'.join(walked)} has" if walked else "there is"
+        raise UserError(f"{setting}: {place} no {name!r}; {unknown(name, [*owner, *fields])}")
     return {key: _put(value, path, setting, (*walked, key)) for key, value in owner.items()}
+
+
+def _put_in_sequence(
+    owner: Sequence[Any], path: tuple[str, ...], setting: _Setting, walked: tuple[str, ...]
+) -> tuple[Any, ...]:
+    name, rest = path[0], path[1:]
+    if not name.isdecimal() or int(name) >= len(owner) or not rest:
+        what, last = ".".join(walked), len(owner) - 1
+        reach = f"give {what}.N.field=value with N from 0 to {last}" if owner else f"give {what}=NAME first"
+        raise UserError(f"{setting}: {what} has {len(owner)} values; {reach}")
+    at = int(name)
+    return (*owner[:at], _put(owner[at], rest, setting, (*walked, name)), *owner[at + 1 :])
 
 
 def _settable(owner: Any) -> tuple[str, ...]:
@@ -156,11 +181,14 @@ def _read(hint: Any, current: Any, setting: _Setting) -> Any:
     if names is None and ":" not in setting.text and not setting.text.endswith(".py"):
         raise UserError(f"{setting}: got {setting.text!r}, expected {expected(hint, current)}")
     with _named(str(setting)):
-        return _plug_in(hint, setting, names)
+        if get_origin(hint) is Sequence and names is not None:
+            return tuple(read_plug_in(get_args(hint)[0], part.strip(), names) for part in setting.text.split(","))
+        return read_plug_in(hint, setting.text, names)
 
 
-def _plug_in(hint: Any, setting: _Setting, names: Mapping[str, Any] | None) -> Any:
-    found = resolve(setting.text, table=names)
+def read_plug_in(hint: Any, text: str, names: Mapping[str, Any] | None) -> Any:
+    """The value that a short name, `module:name` or `file.py:name` stands for; a class or function is called for it."""
+    found = resolve(text, table=names)
     # a class is made; tasks and the like come from functions, as experiments do
     if isinstance(found, type) or (inspect.isfunction(found) and lacking(hint, found)):
         _refuse_needy(found)

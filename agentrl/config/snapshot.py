@@ -15,14 +15,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from agentrl.errors import capture
-from agentrl.experiment import Experiment
 from agentrl.resolve import name_of
-from agentrl.workflow import task_as_json
+
+if TYPE_CHECKING:
+    from agentrl.experiment import Experiment
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 _LONG = 64
@@ -86,6 +87,8 @@ def _object(value: Any) -> dict[str, JSON]:
 
 
 def _counted(values: Sequence[Any]) -> dict[str, JSON]:
+    from agentrl.workflow import task_as_json
+
     digest = hashlib.blake2b(digest_size=8)
     for value in values:
         told: Any = None
@@ -111,6 +114,8 @@ def _differences(a: Any, b: Any, path: str) -> Iterator[str]:
             return
         for name in dict.fromkeys((*a, *b)):
             inner = f"{path}.{name}" if path else str(name)
+            if name not in a and b[name] in (None, "", [], {}):
+                continue  # a field that a record of an older version lacks, and that says nothing
             if name not in a or name not in b:
                 yield f"{inner}: {_short(a[name]) if name in a else 'absent'} -> {_short(b[name]) if name in b else 'absent'}"
             else:

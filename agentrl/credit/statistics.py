@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,17 +24,18 @@ def returns(
     With `by="agent"` t' is the next turn of the same agent in the episode, so that an agent's return holds its own rewards
     and the team's. The team's outcome is part of r on the last turn of each such sequence (`outcome=False` leaves it out).
     """
-    result = np.zeros(len(turns))
+    episodes, rewards, outcomes = turns.episode.tolist(), turns.reward.tolist(), turns.outcome.tolist()
+    agents = turns.agent.tolist() if by == "agent" else [0] * len(turns)
+    result = [0.0] * len(turns)
     ahead: dict[tuple[int, int], float] = {}
     for t in range(len(turns) - 1, -1, -1):
-        key = (int(turns.episode[t]), int(turns.agent[t]) if by == "agent" else 0)
-        reward = float(turns.reward[t])
+        key = (episodes[t], agents[t])
         if key in ahead:
-            result[t] = reward + gamma * ahead[key]
+            result[t] = rewards[t] + gamma * ahead[key]
         else:
-            result[t] = reward + (float(turns.outcome[t]) if outcome else 0.0)
+            result[t] = rewards[t] + (outcomes[t] if outcome else 0.0)
         ahead[key] = result[t]
-    return result
+    return np.array(result, dtype=np.float64)
 
 
 def totals(turns: TurnColumns) -> Floats:
@@ -61,17 +63,19 @@ def normalise(
     value (an episode, say): then only the first value of each unit is in the statistics and counts towards the group's size.
     """
     array = np.asarray(values, dtype=np.float64)
+    alone, groups = _groups(by, len(array))
     result = np.zeros_like(array)
-    for members in _groups(by, len(array)):
-        voters = members if once is None else members[np.sort(np.unique(once[members], return_index=True)[1])]
-        sample = array[voters]
+    result[alone] = array[alone] if singleton == "raw" else singleton
+    for members in groups:
+        voters = members if once is None else members[_first_of_each(once[members])]
         if len(voters) == 1:
             result[members] = array[members] if singleton == "raw" else singleton
             continue
-        mean = float(sample[0]) if (sample == sample[0]).all() else math.fsum(sample) / len(sample)
+        sample = array[voters]
+        mean = float(sample[0]) if (sample == sample[0]).all() else math.fsum(sample.tolist()) / len(sample)
         centred = array[members] - mean
         if std is not None:
-            squares = math.fsum((sample - mean) ** 2)
+            squares = math.fsum(((sample - mean) ** 2).tolist())
             centred /= math.sqrt(squares / (len(sample) - (std == "sample"))) + eps
         result[members] = centred
     return result
@@ -90,16 +94,27 @@ def combine(*terms: npt.ArrayLike, weights: Sequence[float] | None = None) -> Fl
     return total
 
 
-def _groups(by: Sequence[Ints], length: int) -> list[Ints]:
-    """The indices of each group, ascending; groups in the order of their keys."""
+def _groups(by: Sequence[Ints], length: int) -> tuple[Ints, list[Ints]]:
+    """The indices that are alone in their group; and those of each other group, ascending, in the order of their keys."""
     columns = [np.asarray(column) for column in by]
     if any(column.shape != (length,) for column in columns):
         shapes = [column.shape for column in columns]
         raise UserError(f"normalise(by=...) needs columns of the {length} values' length, got shapes {shapes}")
-    if not columns or length == 0:
-        return [np.arange(length)] if length else []
-    order = np.lexsort(columns[::-1])  # stable: ascending within a group
+    order = np.lexsort(columns[::-1]) if columns else np.arange(length)  # stable: ascending within a group
+    if not length:
+        return order, []
     changed = np.zeros(length - 1, dtype=np.bool_)
     for column in columns:
         changed |= column[order][1:] != column[order][:-1]
-    return np.split(order, np.flatnonzero(changed) + 1)
+    bounds = [0, *(np.flatnonzero(changed) + 1).tolist(), length]
+    sizes = np.diff(bounds)
+    several = [order[start:end] for start, end in pairwise(bounds) if end - start > 1]
+    return order[np.array(bounds[:-1])[sizes == 1]], several
+
+
+def _first_of_each(units: Ints) -> list[int]:
+    """Where each unit stands first."""
+    seen: dict[int, int] = {}
+    for at, unit in enumerate(units.tolist()):
+        seen.setdefault(unit, at)
+    return list(seen.values())

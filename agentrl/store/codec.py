@@ -52,6 +52,17 @@ def encode_json(value: Any) -> str:
     return text
 
 
+_scan = json.JSONDecoder().raw_decode
+
+
+def decode_json(text: str) -> Any:
+    """The inverse of `encode_json`; `json.loads` without what it does for text that may be bytes or begin with blanks."""
+    value, end = _scan(text)
+    if end != len(text):
+        raise ValueError(f"JSON of {len(text)} characters ends at {end}")
+    return value
+
+
 def digest_blob(data: bytes) -> bytes:
     """The 32 bytes by which a blob is known."""
     return hashlib.blake2b(data, digest_size=32).digest()
@@ -72,7 +83,16 @@ def encode_document(value: Any, blobs: Blobs) -> Document:
 
 def decode_document(document: Document, load: Load) -> Any:
     """The inverse of `encode_document`."""
-    return json.loads(load(document) if isinstance(document, bytes) else document)
+    return decode_json(load(document).decode() if isinstance(document, bytes) else document)
+
+
+def decode_documents(documents: Sequence[Document], load: Load) -> list[Any]:
+    """`decode_document` of each, in half the time: they are parsed as one array."""
+    texts = [load(document).decode() if isinstance(document, bytes) else document for document in documents]
+    values: list[Any] = decode_json(f"[{','.join(texts)}]")
+    if len(values) != len(documents):
+        raise ValueError(f"{len(documents)} documents hold {len(values)} values")
+    return values
 
 
 def encode_text(text: str) -> str | bytes:
@@ -161,7 +181,7 @@ HEAD_COLUMNS = "seq, id, group_id, member, wanted, split, step, fork_of, fork_cu
 def decode_head(row: Row, load: Load) -> EpisodeHead:
     """The inverse of `encode_head`."""
     _, name, group, member, wanted, split, step, fork_of, fork_cut, created, rest, task, source = row
-    more = json.loads(rest)
+    more = decode_json(rest)
     return EpisodeHead(
         id=name,
         group=group,
@@ -218,8 +238,11 @@ def encode_reward(seq: int, episode: int, reward: Reward, at: float) -> Row:
     return (seq, episode, at, encode_text(reward.name), float(reward.value), *texts)
 
 
+REWARD_COLUMNS = "name, value, turn, agent"
+
+
 def decode_reward(row: Row) -> Reward:
-    """From (name, value, turn, agent)."""
+    """From `REWARD_COLUMNS`."""
     name, value, turn, agent = row
     texts = (None if text is None else decode_text(text) for text in (turn, agent))
     return Reward(decode_text(name), decode_float(value), *texts)
@@ -263,7 +286,7 @@ def decode_step(step: Row, rows: Sequence[Row], load: Load) -> StoredStep:
 
 def _decode_step_row(row: Row) -> StoredRow:
     episode, leaf, body, packed, weight = row
-    turns, sizes = json.loads(body)
+    turns, sizes = decode_json(body)
     advantages: list[bytes] = []
     start = 0
     for size in sizes:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -38,54 +39,111 @@ from agentrl.episode import (
 from agentrl.store.contract import EpisodeHead, EpisodeTail
 
 
-def fold(head: EpisodeHead, effects: Sequence[Effect], tail: EpisodeTail | None, *, task: Any = None) -> Episode:
-    """The episode that a journal tells of; without a tail its status is "running". `task` stands in for the head's JSON."""
-    live = [effect for effect in effects if effect.status in ("ok", "error")]
-    said: dict[str, _Said] = {}
-    rewards: list[Reward] = []
-    stops: list[tuple[str, StopReason]] = []
-    metrics: dict[str, float] = {}
-    for effect in live:
-        value = effect.value
-        if effect.kind == "reward":
-            reward = Reward(value["name"], value["value"], value["turn"], value["agent"])
-            if reward.turn is None:
-                rewards.append(reward)
-            else:
-                said.setdefault(reward.turn, _Said()).rewards.append(reward)
-        elif effect.kind == "note" and effect.name == "stop":
-            stops.append((value["agent"], value["reason"]))
-        elif effect.kind == "note" and effect.name == "metric":
-            metrics[value["name"]] = value["value"]
-        elif effect.status == "ok" and isinstance(value, dict) and "turn" in value:
-            said.setdefault(str(value["turn"]), _Said()).add(effect)
-    turns = sorted((effect for effect in live if effect.turn is not None), key=lambda effect: effect.issued)
-    if tail is not None:
-        for reward in tail.rewards:
-            if reward.turn is None:
-                rewards.append(reward)
-            else:
-                said.setdefault(reward.turn, _Said()).rewards.append(reward)
-        metrics |= tail.metrics
-    return Episode(
-        id=head.id,
-        group=head.group,
-        task=head.task if task is None else task,
-        seed=head.seed,
-        workflow=head.workflow,
-        source=head.source,
-        status=tail.status if tail else "running",
-        turns=tuple(_joined(effect.turn, said) for effect in turns if effect.turn is not None),
-        output=tail.output if tail else None,
-        rewards=tuple(rewards),
-        metrics=metrics,
-        ledger=ledger_of(effects),
-        failure=tail.failure if tail else None,
-        stops=tuple(stops),
-        fork_of=head.fork_of,
-        fork_cut=head.fork_cut,
-        seconds=tail.seconds if tail else max((effect.at for effect in effects), default=0.0),
-    )
+def fold(
+    head: EpisodeHead, effects: Sequence[Effect], tail: EpisodeTail | None, *, task: Any = None, fresh: bool = False
+) -> Episode:
+    """The episode that a journal tells of; without a tail its status is "running". `task` stands in for the head's JSON.
+
+    `fresh`: nobody else holds the turns of `effects`, see `Told.episode`.
+    """
+    told = Told()
+    for effect in effects:
+        if effect.status in ("ok", "error"):
+            told.add(effect.kind, effect.name, effect.value, effect.status == "ok")
+            if effect.turn is not None:
+                told.turns.append((effect.issued, effect.turn))
+    seconds = tail.seconds if tail else max((effect.at for effect in effects), default=0.0)
+    return told.episode(head, tail, ledger_of(effects), seconds, task=task, fresh=fresh)
+
+
+class Told:
+    """What the effects of one episode tell, as it is gathered."""
+
+    __slots__ = ("metrics", "rewards", "said", "stops", "turns")
+
+    def __init__(self) -> None:
+        self.turns: list[tuple[int, Turn]] = []
+        """With the number at which each was issued."""
+        self.said: dict[str, _Said] = {}
+        """By the turn that it is said of."""
+        self.rewards: list[Reward] = []
+        self.stops: list[tuple[str, StopReason]] = []
+        self.metrics: dict[str, float] = {}
+
+    def add(self, kind: str, name: str, value: Any, ok: bool = True) -> None:
+        """Takes in an effect that is no model call."""
+        if kind == "reward":
+            self.reward(Reward(value["name"], value["value"], value["turn"], value["agent"]))
+        elif kind == "note" and name == "stop":
+            self.stops.append((value["agent"], value["reason"]))
+        elif kind == "note" and name == "metric":
+            self.metrics[value["name"]] = value["value"]
+        elif ok and isinstance(value, dict) and "turn" in value:
+            self._of(str(value["turn"])).add(kind, name, value)
+
+    def reward(self, reward: Reward) -> None:
+        """Takes in a reward, which stands on its turn if it has one."""
+        (self.rewards if reward.turn is None else self._of(reward.turn).rewards).append(reward)
+
+    def episode(
+        self,
+        head: EpisodeHead,
+        tail: EpisodeTail | None,
+        ledger: Ledger,
+        seconds: float,
+        *,
+        task: Any = None,
+        fresh: bool = False,
+    ) -> Episode:
+        """All of it as an episode. `fresh`: nobody else holds the turns, so they are filled in place instead of copied."""
+        if tail is not None:
+            for reward in tail.rewards:
+                self.reward(reward)
+        self.turns.sort(key=itemgetter(0))
+        return Episode(
+            id=head.id,
+            group=head.group,
+            task=head.task if task is None else task,
+            seed=head.seed,
+            workflow=head.workflow,
+            source=head.source,
+            status=tail.status if tail else "running",
+            turns=tuple([self._joined(turn, fresh) for _, turn in self.turns]),
+            output=tail.output if tail else None,
+            rewards=tuple(self.rewards),
+            metrics={**self.metrics, **tail.metrics} if tail else self.metrics,
+            ledger=ledger,
+            failure=tail.failure if tail else None,
+            stops=tuple(self.stops),
+            fork_of=head.fork_of,
+            fork_cut=head.fork_cut,
+            seconds=seconds,
+        )
+
+    def _of(self, turn: str) -> _Said:
+        if turn not in self.said:
+            self.said[turn] = _Said()
+        return self.said[turn]
+
+    def _joined(self, turn: Turn, fresh: bool) -> Turn:
+        if turn.id not in self.said:
+            return turn
+        more = self.said[turn.id]
+        changes = more.fields
+        if more.tools:
+            changes["tool_calls"] = (*turn.tool_calls, *sorted(more.tools, key=_call_id))
+        if more.rewards:
+            changes["rewards"] = (*turn.rewards, *more.rewards)
+        if more.probes:
+            changes["probes"] = (*turn.probes, *more.probes)
+        if not fresh:
+            return replace(turn, **changes)
+        for name, value in changes.items():
+            object.__setattr__(turn, name, value)
+        return turn
+
+
+_call_id = attrgetter("call_id")
 
 
 class _Said:
@@ -99,10 +157,9 @@ class _Said:
         self.probes: list[Probe] = []
         self.fields: dict[str, Any] = {}
 
-    def add(self, effect: Effect) -> None:
-        value = effect.value
-        match effect.kind, effect.name:
-            case "tool", name:
+    def add(self, kind: str, name: str, value: dict[str, Any]) -> None:
+        match kind, name:
+            case "tool", _:
                 self.tools.append(
                     ToolCall(
                         name=name,
@@ -134,15 +191,6 @@ class _Said:
                 self.fields["untrained"] = value["why"]
             case _:
                 pass
-
-
-def _joined(turn: Turn, said: dict[str, _Said]) -> Turn:
-    more = said.get(turn.id)
-    if more is None:
-        return turn
-    tools = (*turn.tool_calls, *sorted(more.tools, key=lambda call: call.call_id))
-    rewards, probes = (*turn.rewards, *more.rewards), (*turn.probes, *more.probes)
-    return replace(turn, tool_calls=tools, rewards=rewards, probes=probes, **more.fields)
 
 
 def ledger_of(effects: Sequence[Effect]) -> Ledger:

@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.effect import Effect, EffectKey, digest_request
-from agentrl.episode import Episode, Reward
+from agentrl.episode import Episode, Ledger, Reward
 from agentrl.errors import StoreError, UserError
-from agentrl.store.codec import HEAD_COLUMNS, Row, decode_head, decode_reward, decode_step, decode_tail, digest_blob
+from agentrl.store.codec import (
+    HEAD_COLUMNS,
+    REWARD_COLUMNS,
+    Row,
+    decode_documents,
+    decode_head,
+    decode_reward,
+    decode_step,
+    decode_tail,
+    decode_text,
+    digest_blob,
+)
 from agentrl.store.connect import Connection, open_reader
 from agentrl.store.contract import EpisodeFilter, EpisodeHead, EpisodeTail, StoredStep
 from agentrl.store.effects import EFFECT_COLUMNS, decode_effect
-from agentrl.store.fold import fold
-from agentrl.store.turns import Known
+from agentrl.store.fold import Told, fold
+from agentrl.store.turns import Known, decode_turn
 
 PAGE = 256
 """Heads fetched at once."""
@@ -64,6 +75,11 @@ class Reader:
         for seq, head in self._numbered_heads(where):
             yield self._episode(seq, head)
 
+    def skim(self, where: EpisodeFilter = _EVERYTHING) -> Iterator[tuple[EpisodeHead, Episode]]:
+        """Heads and episodes without their tokens (see `decode_turn`), lazily, many to a snapshot."""
+        for page in self._pages(where):
+            yield from self._skimmed(page)
+
     def episode(self, episode: str) -> Episode:
         """`UserError` naming near ids if there is none of this id."""
         with self._snapshot() as connection:
@@ -71,6 +87,10 @@ class Reader:
             row = connection.execute(f"SELECT {HEAD_COLUMNS} FROM episode WHERE seq = ?", (seq,)).fetchone()
             head = self._head(row)
         return self._episode(seq, head)
+
+    def policies(self) -> tuple[str, ...]:
+        """Those that have committed steps."""
+        return tuple(name for (name,) in self.rows("SELECT DISTINCT policy FROM step ORDER BY policy"))
 
     def steps(self, policy: str, after: int = -1) -> Iterator[StoredStep]:
         """Committed steps with a number above `after`, in order."""
@@ -173,13 +193,17 @@ class Reader:
         return difflib.get_close_matches(episode, ids, n=3, cutoff=0.5)
 
     def _numbered_heads(self, where: EpisodeFilter) -> Iterator[tuple[int, EpisodeHead]]:
+        return (numbered for page in self._pages(where) for numbered in page)
+
+    def _pages(self, where: EpisodeFilter) -> Iterator[list[tuple[int, EpisodeHead]]]:
         condition, parameters = _condition(where)
         sql = f"SELECT {HEAD_COLUMNS} FROM episode WHERE seq > ? {condition} ORDER BY seq LIMIT {PAGE}"
         last = 0
         while True:
             with self._snapshot() as connection:
                 page = [(row[0], self._head(row)) for row in connection.execute(sql, (last, *parameters))]
-            yield from page
+            if page:
+                yield page
             if len(page) < PAGE:
                 return
             last = page[-1][0]
@@ -194,7 +218,7 @@ class Reader:
             return None if row is None else decode_tail(row, self._later(connection, seq) if later else (), self._load)
 
     def _later(self, connection: sqlite3.Connection, seq: int) -> list[Reward]:
-        sql = "SELECT name, value, turn, agent FROM reward WHERE episode = ? ORDER BY seq"
+        sql = f"SELECT {REWARD_COLUMNS} FROM reward WHERE episode = ? ORDER BY seq"
         return [decode_reward(row) for row in connection.execute(sql, (seq,))]
 
     def _journal(self, connection: sqlite3.Connection, seq: int) -> tuple[Effect, ...]:
@@ -222,7 +246,46 @@ class Reader:
             tail = self._tail(connection, seq, later=False)
             later = self._later(connection, seq)
             journal = self._journal(connection, seq)
-        return fold(head, (*journal, *_as_effects(later)), tail)
+        return fold(head, (*journal, *_as_effects(later)), tail, fresh=True)
+
+    def _skimmed(self, page: list[tuple[int, EpisodeHead]]) -> list[tuple[EpisodeHead, Episode]]:
+        """What the effects of these episodes say of turns, without building the effects."""
+        numbers = (json.dumps([seq for seq, _ in page]),)
+        of_page = "WHERE episode IN (SELECT value FROM json_each(?))"
+        told = {seq: Told() for seq, _ in page}
+        with self._snapshot() as connection, self._decoding(f"the episodes {page[0][1].id} to {page[-1][1].id}"):
+            known = self._known(connection)
+            rows = connection.execute(
+                "SELECT episode, branch, attempt, position, kind, name, issued, status, turn NOTNULL, coalesce(turn, value) "
+                f"FROM effect {of_page} AND coalesce(turn, value) IS NOT NULL AND status IN ('ok', 'error') "
+                "AND kind IN ('model', 'tool', 'reward', 'score', 'note') ORDER BY episode, seq",
+                numbers,
+            ).fetchall()
+            documents = decode_documents([row[-1] for row in rows], self._load)
+            for (seq, branch, attempt, position, kind, name, issued, status, is_turn, _), document in zip(
+                rows, documents, strict=True
+            ):
+                if is_turn:
+                    key = EffectKey(decode_text(branch), attempt, position)
+                    told[seq].turns.append((issued, decode_turn(document, None, str(key), key.branch, known)))
+                else:
+                    told[seq].add(kind, decode_text(name), document, status == "ok")
+            for seq, *row in connection.execute(
+                f"SELECT episode, {REWARD_COLUMNS} FROM reward {of_page} ORDER BY seq", numbers
+            ):
+                told[seq].reward(decode_reward(tuple(row)))
+            sql = f"SELECT episode, status, seconds, body FROM tail {of_page}"
+            tails = {row[0]: decode_tail(row, (), self._load) for row in connection.execute(sql, numbers)}
+        episodes: list[tuple[EpisodeHead, Episode]] = []
+        for seq, head in page:
+            if head.fork_of is not None:  # its journal begins with another's
+                episode = self._episode(seq, head)
+            else:
+                tail = tails.get(seq)
+                paid, seconds = (tail.ledger, tail.seconds) if tail else (Ledger(), 0.0)
+                episode = told[seq].episode(head, tail, paid, seconds, fresh=True)
+            episodes.append((head, episode))
+        return episodes
 
     def _step_after(self, policy: str, after: int) -> StoredStep | None:
         with self._snapshot() as connection:

@@ -251,9 +251,17 @@ class SQLiteStore:
         """Lazily, in the order of begin."""
         return self._reading().episodes(where)
 
+    def skim(self, where: EpisodeFilter = _EVERYTHING) -> Iterator[tuple[EpisodeHead, Episode]]:
+        """Heads and episodes without their tokens (see `decode_turn`), lazily: `episodes` in half the time."""
+        return self._reading().skim(where)
+
     def episode(self, episode: str) -> Episode:
         """`UserError` naming near ids if there is none of this id."""
         return self._reading().episode(episode)
+
+    def policies(self) -> tuple[str, ...]:
+        """Those that have committed steps."""
+        return self._reading().policies()
 
     def steps(self, policy: str, after: int = -1) -> Iterator[StoredStep]:
         """Committed steps with a number above `after`, in order."""

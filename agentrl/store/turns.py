@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from agentrl.episode import (
     Turn,
     Version,
     VersionSpan,
+    token_ids,
 )
 from agentrl.errors import UserError
 from agentrl.store.codec import Row, decode_rewards, decode_version, encode_json, encode_rewards, encode_version
@@ -133,6 +135,34 @@ def _pack_column(key: str, column: Column) -> tuple[list[Any], bytes]:
             f"column {key!r} has dtype {values.dtype}, which has no fixed bytes; give numbers, booleans or fixed-size text"
         )
     return [key, column.name, column.at, values.dtype.str, list(values.shape)], values.tobytes()
+
+
+class _NotRead:
+    """Stands for arrays that were not asked for: as long as they are, and nothing that could be taken for their content."""
+
+    def take(self, size: int) -> bytes:
+        return b""
+
+    def ids(self, count: int, width: int) -> IntArray:
+        return _no_ids(count)
+
+    def floats(self, count: int) -> FloatArray:
+        return _no_floats(count)
+
+
+@lru_cache(4096)
+def _no_ids(count: int) -> IntArray:
+    return token_ids(np.full(count, -1))
+
+
+@lru_cache(4096)
+def _no_floats(count: int) -> FloatArray:
+    values = np.full(count, np.nan, np.float32)
+    values.flags.writeable = False
+    return values
+
+
+_NOT_READ = _NotRead()
 
 
 class _Reader:
@@ -260,10 +290,13 @@ def _encode_extras(turn: Turn, meta: dict[str, Any], parts: list[bytes], interne
         meta["probes"] = probes
 
 
-def decode_turn(meta: dict[str, Any], tokens: bytes, name: str, branch: str, known: Known) -> Turn:
-    """The inverse of `encode_turn`."""
+def decode_turn(meta: dict[str, Any], tokens: bytes | None, name: str, branch: str, known: Known) -> Turn:
+    """The inverse of `encode_turn`.
+
+    Without `tokens`, ids are -1 and log-probs nan, as many as there are, and columns, segments and the digest are left out.
+    """
     agent, policy, tokenizer, template, logprobs_at, kind, sampling = known.frames[meta["f"]]
-    reader = _Reader(tokens)
+    reader = _NOT_READ if tokens is None else _Reader(tokens)
     count_C, width_C, count, width_S, *other = meta["n"]
     context, sampled = reader.ids(count_C, width_C), reader.ids(count, width_S)
     logprobs = reader.floats(other[0] if other else count)
@@ -273,7 +306,7 @@ def decode_turn(meta: dict[str, Any], tokens: bytes, name: str, branch: str, kno
     predecessor: str | None = meta.get("q")
     if "q" in meta and not isinstance(meta["q"], str) and parent is not None:
         predecessor = parent.turn
-    segments = meta.get("g", [])
+    segments = meta["g"] if "g" in meta and tokens is not None else []
     return Turn(
         id=meta.get("id", name),
         agent=agent,
@@ -313,7 +346,7 @@ def _decode_spans(spans: Any, count: int, known: Known) -> tuple[VersionSpan, ..
     return tuple(VersionSpan(known.versions[v], start, end, "recomputed" if kv else "kept") for v, start, end, *kv in spans)
 
 
-def _decode_extras(meta: dict[str, Any], reader: _Reader, known: Known) -> dict[str, Any]:
+def _decode_extras(meta: dict[str, Any], reader: _Reader | _NotRead, known: Known) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if "k" in meta:
         extras["candidate"] = Candidate(*meta["k"])
@@ -327,7 +360,7 @@ def _decode_extras(meta: dict[str, Any], reader: _Reader, known: Known) -> dict[
         extras["rewards"] = decode_rewards(meta["r"])
     if "media" in meta:
         extras["media"] = tuple(meta["media"])
-    if "cols" in meta:
+    if "cols" in meta and isinstance(reader, _Reader):
         extras["columns"] = {key: Column(name, reader.column(dtype, shape), at) for key, name, at, dtype, shape in meta["cols"]}
     if "probes" in meta:
         extras["probes"] = tuple(
