@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from agentrl.episode import FINISHED, Episode, Group
+from agentrl.episode import EMPTY_MAP, FINISHED, Episode, Group
+from agentrl.errors import capture, describe
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import StepStats
 from agentrl.metrics import Sink, StepMetrics
+from agentrl.metrics.lag import LoopLag, percentile
+
+logger = logging.getLogger(__name__)
 
 _STAGES: tuple[str, ...] = ("rollout", "credit", "learn", "publish", "evaluate", "store")
 
 
 class Meter:
-    """Times the stages of the loop and turns groups and learner steps into metrics."""
+    """Times the stages of the loop and turns groups and learner steps into metrics.
+
+    As a context it looks at the event loop's lag as well. A sink that fails is named once and asked again at the next step.
+    """
 
     def __init__(self, experiment: Experiment[Any, Any], sinks: Sequence[Sink], batch: int) -> None:
         self.held_out: list[tuple[int, float]] = []
@@ -28,6 +36,16 @@ class Meter:
         self._cpu = time.process_time()
         self._seconds: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
         self._evaluation: dict[str, float] = {}
+        self._lag: LoopLag | None = None
+        self._failed: set[int] = set()
+
+    def __enter__(self) -> Meter:
+        self._lag = LoopLag()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._lag is not None:
+            self._lag.close()
 
     @contextmanager
     def time(self, stage: str) -> Generator[None]:
@@ -60,6 +78,10 @@ class Meter:
         accounted = sum(self._seconds.values())
         values |= {f"time/{stage}": seconds for stage, seconds in self._seconds.items()}
         values["time/other"] = max(0.0, elapsed - accounted)
+        late = self._lag.take() if self._lag is not None else ()
+        if late:
+            values["loop_lag/mean"] = sum(late) / len(late)
+            values |= {"loop_lag/p99": percentile(late, 0.99), "loop_lag/max": max(late)}
         for name, step in stats.items():
             prefix = "" if len(stats) == 1 else f"{name}/"
             values |= {f"{prefix}loss": step.loss, f"{prefix}tokens/trained": float(step.trained_tokens)}
@@ -67,14 +89,22 @@ class Meter:
         values |= self._evaluation
         self._evaluation = {}
         self._seconds = dict.fromkeys(_STAGES, 0.0)
-        self._write(batch, values)
+        slowest = max((e for group in groups for e in group.episodes), key=lambda e: e.seconds, default=None)
+        self._write(batch, values, {} if slowest is None else {"episodes/slowest": slowest.id})
         for line in losses(groups):
-            for sink in self._sinks:
-                sink.note(f"batch {batch}: {line}")
+            self._tell(lambda sink, line=line: sink.note(f"batch {batch}: {line}"))
 
-    def _write(self, batch: int, values: Mapping[str, float]) -> None:
-        for sink in self._sinks:
-            sink.write(StepMetrics(batch, values))
+    def _write(self, batch: int, values: Mapping[str, float], texts: Mapping[str, str] = EMPTY_MAP) -> None:
+        self._tell(lambda sink: sink.write(StepMetrics(batch, values, texts)))
+
+    def _tell(self, what: Callable[[Sink], None]) -> None:
+        """Metrics are no reason to end a training: whatever a sink raises is a line in the log, once a sink."""
+        for number, sink in enumerate(self._sinks):
+            with capture() as caught:
+                what(sink)
+            if caught.error is not None and number not in self._failed:
+                self._failed.add(number)
+                logger.warning("the sink %s failed and the training goes on: %s", type(sink).__name__, describe(caught.error))
 
 
 def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -86,15 +116,26 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
     causes = Counter(_cause(episode) for episode in episodes if episode.status not in FINISHED)
     names = {name for episode in finished for name in episode.metrics}
     drift = sum(1 for episode in episodes for turn in episode.turns if turn.untrained)
+    seconds = [episode.seconds for episode in episodes] or [0.0]
+    paid = [episode.ledger for episode in episodes]
+    prompts = sum(ledger.prompt_tokens for ledger in paid)
+    cached = sum(ledger.cached_tokens for ledger in paid)
     return {
         "reward/mean": sum(episode.reward for episode in finished) / count,
         "turns_per_episode": sum(len(episode.turns) for episode in finished) / count,
         "tool_calls_per_episode": sum(episode.ledger.tool_calls for episode in finished) / count,
-        "tokens/sampled": float(sum(e.ledger.sampled_tokens + e.ledger.lost_tokens for e in episodes)),
-        "tokens/cached": float(sum(e.ledger.cached_tokens for e in episodes)),
+        "tokens/sampled": float(sum(ledger.sampled_tokens + ledger.lost_tokens for ledger in paid)),
+        "tokens/lost": float(sum(ledger.lost_tokens for ledger in paid)),
+        "tokens/prompt": float(prompts),
+        "tokens/cached": float(cached),
+        "tokens/probe": float(sum(ledger.probe_tokens for ledger in paid)),
+        "cache_hit_rate": cached / max(1, prompts),
         "episodes/done": float(len(finished)),
         "episodes/lost": float(sum(max(group.wanted, len(group.episodes)) - len(group.finished) for group in groups)),
         "groups/short": float(sum(1 for group in groups if len(group.finished) < group.wanted)),
+        "episodes/seconds_p50": percentile(seconds, 0.5),
+        "episodes/seconds_p99": percentile(seconds, 0.99),
+        "episodes/seconds_max": max(seconds),
         "drift": float(drift),
         **{f"stop/{reason}": number / count for reason, number in sorted(stops.items())},
         **{f"lost/{cause}": float(number) for cause, number in sorted(causes.items())},

@@ -6,14 +6,17 @@ import gc
 import importlib.util
 import logging
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from agentrl.config import experiment_json
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
-from agentrl.metrics import JSONL, Console, Sink, TensorBoard
+from agentrl.learning.lora import LoRA
+from agentrl.metrics import JSONL, Console, OfRun, Sink, TensorBoard, sink_named
+from agentrl.runtime.policies import model_folder
 from agentrl.tasks import TaskSource, Uniform
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,8 @@ def check(experiment: Experiment[Any, Any]) -> None:
             raise UserError(
                 f"policy {policy.name!r} has no model; Policy({policy.name!r}, model=FOLDER) or --set policies.model=FOLDER"
             )
-        if not (Path(policy.model) / "config.json").is_file():
-            raise UserError(f"policy {policy.name!r}: {policy.model} is no model folder (it has no config.json)")
+        if not (folder := model_folder(policy)).joinpath("config.json").is_file():
+            raise UserError(f"policy {policy.name!r}: {folder} is no model folder (it has no config.json)")
     needs = experiment.credit.needs
     if needs.group > experiment.rollout.size:
         method = type(experiment.credit).__name__
@@ -58,9 +61,10 @@ def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, L
     return {
         name: LocalLearner(
             name,
-            Path(policy.model),
+            model_folder(policy),
             experiment.objective,
             optimiser=policy.optimiser,
+            lora=policy.lora if isinstance(policy.lora, LoRA) else None,
             microbatch_tokens=experiment.microbatch_tokens,
             threads=experiment.threads,
             lineage=lineage,
@@ -76,12 +80,25 @@ def open_source(experiment: Experiment[Any, Any]) -> TaskSource[Any]:
     return tasks if not isinstance(tasks, Sequence) else Uniform(tasks, seed=experiment.seed)
 
 
-def open_sinks(experiment: Experiment[Any, Any], folder: Path) -> list[Sink]:
-    """A table for people, metrics.jsonl, and TensorBoard where it is installed."""
-    sinks: list[Sink] = [Console(steps=experiment.steps), JSONL(folder / "metrics.jsonl")]
-    if importlib.util.find_spec("tensorboardX") is not None:
-        sinks.append(TensorBoard(folder / "tensorboard"))
-    return sinks
+@contextmanager
+def open_sinks(experiment: Experiment[Any, Any], folder: Path, sinks: Sequence[Sink | str] | None) -> Generator[Sequence[Sink]]:
+    """The sinks of a run, told which it is: those given, names resolved; for None a table for people, metrics.jsonl, and
+    TensorBoard where it is installed. Closes those that it made itself."""
+    with ExitStack() as stack:
+
+        def made(sink: Sink) -> Sink:
+            stack.callback(sink.close)
+            return sink
+
+        if sinks is None:
+            opened = [made(Console(steps=experiment.steps)), made(JSONL(folder / "metrics.jsonl"))]
+            opened += [made(TensorBoard())] if importlib.util.find_spec("tensorboardX") is not None else []
+        else:
+            opened = [made(sink_named(sink)) if isinstance(sink, str) else sink for sink in sinks]
+        for sink in opened:
+            if isinstance(sink, OfRun):
+                sink.begin(folder, experiment_json(experiment))
+        yield opened
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import platform
 import pty
 import subprocess
 import sys
@@ -60,8 +61,10 @@ def test_every_line_is_json_of_a_flat_object(tmp_path: Path) -> None:
     sink = JSONL(tmp_path / "m.jsonl")
     sink.write(StepMetrics(3, {"loss": math.inf, "reward/mean": 1.0}))
     sink.close()
-    lines = (tmp_path / "m.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"session": 1}, {"step": 3, "loss": None, "reward/mean": 1.0}]
+    session, step = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
+    assert session["session"] == 1
+    assert session["python"] == platform.python_version()
+    assert step == {"step": 3, "loss": None, "reward/mean": 1.0}
 
 
 def test_nothing_is_made_before_the_first_line(tmp_path: Path) -> None:

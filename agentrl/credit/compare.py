@@ -57,10 +57,15 @@ class Comparison:
 def read_steps(store: SQLiteStore, where: EpisodeFilter, *, tokens: bool = False) -> list[list[Group]]:
     """The groups of each learner step, in order; without `tokens`, of turns whose ids and log-probs were not read."""
     steps: dict[int, dict[str, list[tuple[EpisodeHead, Episode]]]] = {}
-    read = zip(store.heads(where), store.episodes(where), strict=False) if tokens else store.skim(where)
-    for head, episode in read:
+    for head, episode in _whole(store, where) if tokens else store.skim(where):
         steps.setdefault(head.step, {}).setdefault(head.group, []).append((head, episode))
     return [[_group(name, members) for name, members in steps[step].items()] for step in sorted(steps)]
+
+
+def _whole(store: SQLiteStore, where: EpisodeFilter) -> Iterator[tuple[EpisodeHead, Episode]]:
+    heads = {head.id: head for head in store.heads(where)}
+    # a store that is being written has more episodes by now than it had heads
+    return ((heads[episode.id], episode) for episode in store.episodes(where) if episode.id in heads)
 
 
 def _group(name: str, members: Sequence[tuple[EpisodeHead, Episode]]) -> Group:
