@@ -36,6 +36,8 @@ def test_the_program_of_the_tutorial_trains(safe: Any, capsys: pytest.CaptureFix
 
 
 def test_the_clumsy_player_uses_what_it_is_told(safe: Any) -> None:
-    told = "<|user|>code?<|assistant|><try>4</try><|end|><|tool|>higher<|assistant|><try>6</try><|end|><|tool|>lower<|assistant|>"
+    told = (
+        "<|user|>code?<|assistant|><try>4</try><|end|><|tool|>higher<|assistant|><try>6</try><|end|><|tool|>lower<|assistant|>"
+    )
     assert safe.clumsy(told, random.Random(0)) == "5"
     assert safe.clumsy("<|user|>code?<|assistant|>", random.Random(0)).startswith("<try>")
