@@ -1,6 +1,7 @@
 """A learner's folder: weights in Hugging Face layout, the optimiser's state, and a manifest that tells if all is whole.
 
-    config.json  model.safetensors  tokenizer files       what transformers and any engine load
+    config.json  model.safetensors  tokenizer files       what transformers and any engine load; with LoRA, in the place of
+    adapter_config.json  adapter_model.safetensors         model.safetensors, an adapter that names the folder of its base
     learner.safetensors                                    the optimiser's state by name
     learner.json                                           version, counts, settings, size and digest of each other file
 
@@ -26,8 +27,10 @@ from torch import Tensor
 from agentrl import faults
 from agentrl.episode import Version
 from agentrl.errors import LearnerError
+from agentrl.transformer.adapter import Adapter, read_adapter, write_adapter
 from agentrl.transformer.config import ModelConfig
-from agentrl.transformer.weights import digest_weights, load_weights, save_weights
+from agentrl.transformer.foreign import Foreign
+from agentrl.transformer.weights import digest_weights, load_weights, save_config, save_weights
 
 FORMAT = 1
 MANIFEST = "learner.json"
@@ -47,10 +50,12 @@ class Checkpoint:
     updates: int
     settings: str
     weights: Mapping[str, Tensor]
+    """Of the whole model, an adapter merged in; not written when there is one."""
     state: Mapping[str, Tensor]
+    adapter: Adapter | None = None
 
 
-def save(folder: Path, checkpoint: Checkpoint, config: ModelConfig, model: Path) -> None:
+def save(folder: Path, checkpoint: Checkpoint, config: ModelConfig | Foreign, model: Path) -> None:
     """Writes the folder whole or not at all; an older one of the same name is replaced. `LearnerError` if the disk refuses.
 
     `model` is the folder that the tokenizer's files are copied from.
@@ -95,7 +100,7 @@ def load(folder: Path) -> Checkpoint:
         state = load_file(folder / STATE)
     except SafetensorError as error:
         raise LearnerError(f"checkpoint file {folder / STATE} cannot be read ({error}); restore an earlier one") from error
-    return Checkpoint(version, int(manifest["updates"]), str(manifest["optimiser"]), weights, state)
+    return Checkpoint(version, int(manifest["updates"]), str(manifest["optimiser"]), weights, state, read_adapter(folder))
 
 
 def saved_version(folder: Path, digest: str) -> Version | None:
@@ -107,8 +112,12 @@ def saved_version(folder: Path, digest: str) -> Version | None:
     return version if version.digest == digest else None
 
 
-def _write(draft: Path, checkpoint: Checkpoint, config: ModelConfig, model: Path) -> None:
-    save_weights(draft, config, checkpoint.weights)
+def _write(draft: Path, checkpoint: Checkpoint, config: ModelConfig | Foreign, model: Path) -> None:
+    if checkpoint.adapter is None:
+        save_weights(draft, config, checkpoint.weights)
+    else:
+        save_config(draft, config)
+        write_adapter(draft, checkpoint.adapter)
     for name in COPIED:
         if (model / name).is_file():
             shutil.copyfile(model / name, draft / name)

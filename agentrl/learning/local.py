@@ -1,4 +1,4 @@
-"""The learner in this process, on the CPU: one policy, full weights, float32."""
+"""The learner in this process, on the CPU: one policy, float32, all weights or LoRA adapters beside frozen ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from agentrl.episode import FloatArray, Turn, Version
 from agentrl.errors import LearnerError, UserError
 from agentrl.learning import checkpoint
 from agentrl.learning.contract import Row, StepStats
-from agentrl.learning.forward import score, score_with_entropy
+from agentrl.learning.forward import open_forward
+from agentrl.learning.lora import LoRA
 from agentrl.learning.optimisers import Muon, Optimiser, State
 from agentrl.learning.packing import Microbatch, Plan, plan
 from agentrl.objectives.contract import Entries, Objective
-from agentrl.transformer.config import ModelConfig
+from agentrl.transformer.adapter import Adapter, init_adapter, matrices, merge
+from agentrl.transformer.foreign import Foreign, read_config
 from agentrl.transformer.weights import digest_weights, load_weights
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class LocalLearner:
         objective: Objective,
         *,
         optimiser: Optimiser | None = None,
+        lora: LoRA | None = None,
         max_grad_norm: float | None = 1.0,
         microbatch_tokens: int = 16384,
         threads: int = 1,
@@ -56,13 +59,23 @@ class LocalLearner:
         self.policy, self.model, self.objective = policy, Path(model), objective
         self.optimiser: Optimiser = Muon() if optimiser is None else optimiser
         self.max_grad_norm, self.microbatch_tokens, self.threads = max_grad_norm, microbatch_tokens, threads
-        self.config = ModelConfig.from_folder(self.model)
+        self.config = read_config(self.model)
+        self._transposed = isinstance(self.config, Foreign) and self.config.transposed
+        self._forward = open_forward(self.config)
         self.seconds: dict[str, float] = {}
         """CPU seconds that the last step spent in "packing", "forward", "backward" and "optimiser"."""
-        self._weights = {name: tensor.clone().requires_grad_() for name, tensor in load_weights(self.model).items()}
+        self.lora = lora
+        self._weights = {name: tensor.clone() for name, tensor in load_weights(self.model).items()}
+        self._trained = self._weights
+        """What learns: the weights themselves, or an adapter to them."""
+        if lora is not None:
+            chosen = matrices(self._weights, lora.targets, self._forward.apart)
+            self._trained = init_adapter(self._weights, chosen, lora.rank, seed=0, transposed=self._transposed)
+        for tensor in self._trained.values():
+            tensor.requires_grad_()
         self._state: State = {}
         self._updates = 0
-        self._version = Version(lineage, policy, 0, digest_weights(self._weights))
+        self._version = Version(lineage, policy, 0, digest_weights(self.weights()))
 
     @property
     def version(self) -> Version:
@@ -75,8 +88,17 @@ class LocalLearner:
         return self._updates
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The current weights by Hugging Face name, float32; not a copy: the next step changes them in place."""
-        return {name: tensor.detach() for name, tensor in self._weights.items()}
+        """The current weights by Hugging Face name, float32, an adapter merged in.
+
+        Not a copy: the next step changes them in place.
+        """
+        return self._merged(self._trained)
+
+    def _merged(self, trained: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.lora is None:
+            return {name: tensor.detach() for name, tensor in trained.items()}
+        with torch.no_grad():
+            return merge(self._weights, trained, self.lora.scale, transposed=self._transposed)
 
     def step(self, rows: Sequence[Row]) -> StepStats:
         """One update on the rows, in their order.
@@ -105,7 +127,7 @@ class LocalLearner:
         """For each row and each of its trained turns the log-probs of the drawn tokens under the current weights."""
         with _threads(self.threads), torch.no_grad():
             layout = self._layout(rows)
-            scored = [score(self.config, self._weights, microbatch) for microbatch in layout.microbatches]
+            scored = [self._forward.score(self._tensors(), microbatch) for microbatch in layout.microbatches]
             flat = torch.cat(scored).numpy()[layout.scored] if scored else np.zeros(0, np.float32)
         ends = np.cumsum([len(trained.turn.sampled_ids) - trained.turn.forced for row in rows for trained in row.trained])
         turns = iter(np.split(flat, ends))
@@ -113,8 +135,11 @@ class LocalLearner:
 
     def save(self, folder: Path) -> None:
         """See `Learner.save` and `agentrl.learning.checkpoint`."""
-        weights = self.weights()
-        content = checkpoint.Checkpoint(self._version, self._updates, repr(self.optimiser), weights, self._state)
+        adapter = None
+        if self.lora is not None:
+            adapter = Adapter(self.model.resolve(), self.lora.rank, self.lora.alpha, self._trained, self._transposed)
+        weights = {} if adapter else self.weights()
+        content = checkpoint.Checkpoint(self._version, self._updates, repr(self.optimiser), weights, self._state, adapter)
         checkpoint.save(folder, content, self.config, self.model)
 
     def restore(self, folder: Path) -> None:
@@ -126,9 +151,20 @@ class LocalLearner:
         found = checkpoint.load(folder)
         if found.version.policy != self.policy:
             raise LearnerError(f"checkpoint {folder} is of policy {found.version.policy!r}, this learner's is {self.policy!r}")
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._weights.items()}
-        if {name: tuple(tensor.shape) for name, tensor in found.weights.items()} != shapes:
-            raise LearnerError(f"checkpoint {folder} is of another model than {self.model}; open the learner on that model")
+        if (found.adapter is None) != (self.lora is None):
+            kind = "all weights" if found.adapter is None else f"LoRA adapters of rank {found.adapter.rank}"
+            raise LearnerError(f"checkpoint {folder} was saved by a learner of {kind}; open the learner with the same lora")
+        trained = found.weights if found.adapter is None else found.adapter.tensors
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._trained.items()}
+        if {name: tuple(tensor.shape) for name, tensor in trained.items()} != shapes:
+            raise LearnerError(
+                f"checkpoint {folder} is of another model than {self.model}, or of another adapter; open the learner "
+                "on that model with the same lora"
+            )
+        if found.adapter is not None and digest_weights(self._merged(trained)) != found.version.digest:
+            raise LearnerError(
+                f"checkpoint {folder} holds an adapter to {found.adapter.base}, this learner's base is {self.model}"
+            )
         if found.settings.partition("(")[0] != type(self.optimiser).__name__:
             raise LearnerError(
                 f"checkpoint {folder} was saved with {found.settings}, this learner has {self.optimiser!r}; use the same kind "
@@ -137,8 +173,8 @@ class LocalLearner:
         if found.settings != repr(self.optimiser):
             log.warning("checkpoint %s was saved with %s; going on with %r", folder, found.settings, self.optimiser)
         with torch.no_grad():
-            for name, tensor in self._weights.items():
-                tensor.copy_(found.weights[name])
+            for name, tensor in self._trained.items():
+                tensor.copy_(trained[name])
         self._state, self._updates, self._version = dict(found.state), found.updates, found.version
 
     def _checked(self, rows: Sequence[Row]) -> Sequence[Row]:
@@ -161,13 +197,13 @@ class LocalLearner:
         return layout
 
     def _gradients(self, layout: Plan, rows: Sequence[Row], clock: _Clock) -> tuple[float, dict[str, float]]:
-        """Puts the gradient of the objective on the weights; gives the loss and the objective's metrics.
+        """Puts the gradient of the objective on what learns; gives the loss and the objective's metrics.
 
         The objective sees all entries at once. If there is one microbatch to learn from, its graph is kept. The log-probs of
         all others are first made without gradient, and made again one by one if the objective has a gradient for them to carry
         back: exact, in the memory of one.
         """
-        for tensor in self._weights.values():
+        for tensor in self._trained.values():
             tensor.grad = None
         live = [microbatch for microbatch in layout.microbatches if not microbatch.idle]
         kept = live[0] if len(live) == 1 else layout.microbatches[0] if len(layout.microbatches) == 1 else None
@@ -203,12 +239,18 @@ class LocalLearner:
     def _score(self, microbatch: Microbatch) -> tuple[Tensor, ...]:
         """Log-probs of the scored tokens, and their entropies if the objective asks for them."""
         if getattr(self.objective, "needs_entropy", False):
-            return score_with_entropy(self.config, self._weights, microbatch)
-        return (score(self.config, self._weights, microbatch),)
+            return self._forward.score_with_entropy(self._tensors(), microbatch)
+        return (self._forward.score(self._tensors(), microbatch),)
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """What the model computes with."""
+        if self.lora is None:
+            return self._weights
+        return self._forward.adapted(self._weights, self._trained, self.lora.scale)
 
     def _clip(self, rows: Sequence[Row]) -> float:
         """The norm of the whole gradient, which is scaled down to `max_grad_norm` if it is larger."""
-        gradients = {name: tensor.grad for name, tensor in self._weights.items() if tensor.grad is not None}
+        gradients = {name: tensor.grad for name, tensor in self._trained.items() if tensor.grad is not None}
         norm = math.sqrt(math.fsum(float(torch.linalg.vector_norm(grad)) ** 2 for grad in gradients.values()))
         if not math.isfinite(norm):
             bad = [name for name, grad in gradients.items() if not bool(grad.isfinite().all())]
@@ -223,13 +265,14 @@ class LocalLearner:
 
     def _update(self) -> None:
         gradients = {
-            name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in self._weights.items()
+            name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in self._trained.items()
         }
-        self.optimiser.update(self.weights(), gradients, self._state, self._updates)
-        for tensor in self._weights.values():
+        trained = {name: tensor.detach() for name, tensor in self._trained.items()}
+        self.optimiser.update(trained, gradients, self._state, self._updates)
+        for tensor in self._trained.values():
             tensor.grad = None
         self._updates += 1
-        self._version = replace(self._version, step=self._version.step + 1, digest=digest_weights(self._weights))
+        self._version = replace(self._version, step=self._version.step + 1, digest=digest_weights(self.weights()))
 
     def _blame(self, what: str, layout: Plan, rows: Sequence[Row], columns: Sequence[Tensor]) -> str:
         """Names the rows whose entries are not finite in the first column that has such entries."""

@@ -32,7 +32,10 @@ def model_folder(policy: Policy) -> Path:
         raise UserError(
             f"policy {policy.name!r}: {given!r} is neither a model folder nor the name of a model: {error}"
         ) from error
-    return Path(made_by())
+    if not callable(made_by):
+        raise UserError(f"policy {policy.name!r}: {given!r} is {made_by!r:.80}, not a function that gives a model folder")
+    made: Any = made_by()
+    return Path(made)
 
 
 def models_of(experiment: Experiment[Any, Any], policies: str | Path | None) -> dict[str, Path]:

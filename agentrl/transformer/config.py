@@ -1,7 +1,7 @@
 """What a decoder is made of, read from the `config.json` of a Hugging Face folder.
 
-`LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM` are one family: pre-norm, rotary positions, grouped-query
-attention, gated SiLU; they differ by biases and by the norm over each head of queries and keys.
+`LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM` are one family: pre-norm, rotary
+positions, grouped-query attention, gated SiLU; they differ by biases and by the norm over each head of queries and keys.
 """
 
 from __future__ import annotations
@@ -15,8 +15,17 @@ from typing import Any
 from agentrl.episode import EMPTY_MAP
 from agentrl.errors import UserError
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
 ROPE_TYPES = ("default", "linear", "llama3")
+
+
+class Unsupported(UserError):
+    """A model that may be sound, of which the computation lacks something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +92,14 @@ class ModelConfig:
         data = _read_json(file)
         generation = folder / "generation_config.json"
         more = _read_json(generation) if generation.is_file() else {}
-        return cls.from_json(data, extra_eos=_ids(more.get("eos_token_id")), where=str(file))
+        return cls.from_json(data, extra_eos=read_ids(more.get("eos_token_id")), where=str(file))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, extra_eos: tuple[int, ...] = (), where: str = "config") -> ModelConfig:
         """The config of a parsed `config.json`, in the layout of transformers 4 or 5."""
         names = data.get("architectures") or ["(none)"]
         if names[0] not in ARCHITECTURES:
-            raise UserError(f"{where}: architecture {names[0]} is not supported; use a model of {', '.join(ARCHITECTURES)}")
+            raise Unsupported(f"{where}: architecture {names[0]} is not supported; use a model of {', '.join(ARCHITECTURES)}")
         _refuse(data, where)
         architecture: str = names[0]
         heads = _int(data, "num_attention_heads", where)
@@ -112,7 +121,7 @@ class ModelConfig:
             rope_scaling=scaling,
             rms_eps=float(data.get("rms_norm_eps") or 1e-6),
             tied=bool(data.get("tie_word_embeddings")),
-            eos_ids=tuple(dict.fromkeys(_ids(data.get("eos_token_id")) + extra_eos)),
+            eos_ids=tuple(dict.fromkeys(read_ids(data.get("eos_token_id")) + extra_eos)),
             qkv_bias=architecture == "Qwen2ForCausalLM" or attention_bias,
             output_bias=architecture != "Qwen2ForCausalLM" and attention_bias,
             mlp_bias=bool(data.get("mlp_bias")) and architecture == "LlamaForCausalLM",
@@ -172,7 +181,8 @@ def _int(data: Mapping[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+def read_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """End tokens as the files write them: one, several or none."""
     return () if value is None else tuple(value) if isinstance(value, list) else (value,)
 
 
@@ -180,10 +190,10 @@ def _refuse(data: Mapping[str, Any], where: str) -> None:
     """Features of the family that the computation lacks; ignoring one would give wrong log-probs in silence."""
     act = data.get("hidden_act") or "silu"
     if act not in ("silu", "swish"):
-        raise UserError(f"{where}: hidden_act {act!r} is not supported; only silu is")
-    kinds = set(data.get("layer_types") or ())
-    if kinds - {"full_attention"} or (data.get("use_sliding_window") and data.get("sliding_window")):
-        raise UserError(f"{where}: sliding-window attention is not supported; use a model with full attention in every layer")
+        raise Unsupported(f"{where}: hidden_act {act!r} is not supported; only silu is")
+    kinds, always = set(data.get("layer_types") or ()), data.get("model_type") == "mistral"
+    if kinds - {"full_attention"} or ((always or data.get("use_sliding_window")) and data.get("sliding_window")):
+        raise Unsupported(f"{where}: sliding-window attention is not supported; use a model with full attention in every layer")
     if data.get("quantization_config"):
         raise UserError(f"{where}: quantised weights are not supported; save the model in float32 or bfloat16")
 
@@ -196,9 +206,9 @@ def _rope(data: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | Non
     theta = float(parameters.get("rope_theta") or 10000.0)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in ROPE_TYPES:
-        raise UserError(f"{where}: rope type {kind!r} is not supported; only {', '.join(ROPE_TYPES)} are")
+        raise Unsupported(f"{where}: rope type {kind!r} is not supported; only {', '.join(ROPE_TYPES)} are")
     if (parameters.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise UserError(f"{where}: partial rotary positions are not supported; use a model that rotates whole heads")
+        raise Unsupported(f"{where}: partial rotary positions are not supported; use a model that rotates whole heads")
     if kind == "default":
         return theta, None
     wanted = ("factor",) if kind == "linear" else ("factor", "low_freq_factor", "high_freq_factor")

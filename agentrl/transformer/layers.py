@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agentrl.transformer import matmul
+from agentrl.transformer.adapter import DOWN, UP
 from agentrl.transformer.config import ModelConfig
 from agentrl.transformer.weights import EMBEDDING, OUTPUT
 
@@ -63,8 +65,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """x W^T, plus the bias if the model has one."""
-    return F.linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+    """x W^T, plus the bias if the model has one, plus (x A^T) B^T if `tensors` has an adapter (its scale is in B)."""
+    out = matmul.linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+    down = tensors.get(name + DOWN)
+    return out if down is None else out + matmul.linear(matmul.linear(x, down), tensors[name + UP])
 
 
 def project(

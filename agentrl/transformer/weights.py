@@ -14,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agentrl.errors import UserError
+from agentrl.transformer.adapter import merged_weights, read_adapter
 from agentrl.transformer.config import ModelConfig
+from agentrl.transformer.foreign import Foreign, read_config
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 
 
-def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def weight_shapes(config: ModelConfig | Foreign) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of the model by name; a tied output matrix is not among them."""
+    if isinstance(config, Foreign):
+        return config.shapes
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     matrices = {
         "self_attn.q_proj": (config.heads * dim, hidden, config.qkv_bias),
@@ -49,14 +53,14 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_weights(config: ModelConfig, tensors: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+def check_weights(config: ModelConfig | Foreign, tensors: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """The model's own tensors as float32; `UserError` names what is missing, too many, or of a wrong shape.
 
     A tied output matrix is dropped; so are the rotary frequencies that old checkpoints carry.
     """
     shapes = weight_shapes(config)
     given = {name: value for name, value in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    if config.tied:
+    if OUTPUT not in shapes:
         given.pop(OUTPUT, None)
     missing = [name for name in shapes if name not in given]
     extra = [name for name in given if name not in shapes]
@@ -74,9 +78,22 @@ def check_weights(config: ModelConfig, tensors: Mapping[str, Any], where: str) -
 
 
 def load_weights(folder: str | Path) -> dict[str, Tensor]:
-    """All tensors of an HF folder (one safetensors file, or shards with an index), in float32, checked against its config."""
-    config = ModelConfig.from_folder(folder)
+    """All tensors of an HF folder (one safetensors file, or shards with an index), in float32, checked against its config.
+
+    A folder with a LoRA adapter gives its base's weights with the adapter merged into them.
+    """
+    config = read_config(folder)
     path = Path(folder)
+    adapter = read_adapter(path)
+    if adapter is not None:
+        if not (adapter.base / "config.json").is_file():
+            raise UserError(
+                f"the adapter in {path} needs its base model {adapter.base}, which is no model folder; put it back there, or "
+                f"write where it is now as base_model_name_or_path into {path / 'adapter_config.json'}"
+            )
+        return merged_weights(path, adapter, load_weights(adapter.base))
+    if isinstance(config, Foreign):
+        return config.load()
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     files = [single]
     if index.is_file():
@@ -95,15 +112,29 @@ def load_weights(folder: str | Path) -> dict[str, Tensor]:
     return check_weights(config, tensors, str(path))
 
 
-def save_weights(folder: str | Path, config_json: Mapping[str, Any] | ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+def save_weights(
+    folder: str | Path, config_json: Mapping[str, Any] | ModelConfig | Foreign, tensors: Mapping[str, Tensor]
+) -> None:
     """Writes `config.json` and `model.safetensors` as transformers does; tied weights are stored once."""
-    data = config_json.to_json() if isinstance(config_json, ModelConfig) else dict(config_json)
-    config = ModelConfig.from_json(data)
+    if isinstance(config_json, Foreign):
+        config_json.save(Path(folder), check_weights(config_json, tensors, str(folder)))
+        return
+    config = save_config(folder, config_json)
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     checked = {name: tensor.contiguous() for name, tensor in check_weights(config, tensors, str(path)).items()}
     save_file(checked, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_config(folder: str | Path, config_json: Mapping[str, Any] | ModelConfig | Foreign) -> ModelConfig | Foreign:
+    """Writes `config.json` alone, and gives what it says."""
+    if isinstance(config_json, Foreign):
+        config_json.config.save_pretrained(folder)
+        return config_json
+    data = config_json.to_json() if isinstance(config_json, ModelConfig) else dict(config_json)
+    config = ModelConfig.from_json(data)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return config
 
 
 def init_weights(config: ModelConfig, seed: int, *, std: float = 0.02) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from agentrl.engines.contract import GenerateRequest, Generation, ScoreRequest
 from agentrl.engines.local import LocalEngine
 from agentrl.engines.local.decoder import Decoder, fuse
 from agentrl.engines.local.shapes import WIDTHS, Shapes, find_shapes
+from agentrl.transformer import matmul
 from agentrl.transformer.config import ModelConfig
 from agentrl.transformer.weights import init_weights
 
@@ -149,18 +150,18 @@ def test_the_self_test_finds_agreeing_shapes_here() -> None:
     assert len(shapes.key_tails) > 1
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[[Any], float]) -> None:
-    """Makes one of torch's functions differ in the last bits as `wrong` says of its second tensor's or first's shape."""
-    real = getattr(F, name)
+def spoil(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, wrong: Callable[[Any], float]) -> None:
+    """Makes a function of the module differ in the last bits as `wrong` says of its second tensor's or first's shape."""
+    real = getattr(module, name)
 
     def other(*args: Any, **kwargs: Any) -> torch.Tensor:
         return real(*args, **kwargs) * (1 + wrong(args))
 
-    monkeypatch.setattr(F, name, other)
+    monkeypatch.setattr(module, name, other)
 
 
 def test_the_self_test_forbids_widths_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, "linear", lambda args: 1e-6 if len(args[0]) in (8, 64) else 0.0)
+    spoil(monkeypatch, matmul, "product", lambda args: 1e-6 if len(args[0]) in (8, 64) else 0.0)
     shapes = find_shapes(decoder(), 64)
     assert shapes.exact
     assert not {8, 64} & set(shapes.widths)
@@ -168,12 +169,12 @@ def test_the_self_test_forbids_widths_that_differ(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_self_test_forbids_key_counts_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, "scaled_dot_product_attention", lambda args: 1e-6 if args[1].shape[2] == 96 else 0.0)
+    spoil(monkeypatch, F, "scaled_dot_product_attention", lambda args: 1e-6 if args[1].shape[2] == 96 else 0.0)
     assert find_shapes(decoder(), 64).keys(70) == 128
 
 
 def test_one_fixed_width_is_left_when_none_agree(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    spoil(monkeypatch, "linear", lambda args: 1e-6 * len(args[0]))
+    spoil(monkeypatch, matmul, "product", lambda args: 1e-6 * len(args[0]))
     with caplog.at_level(logging.WARNING):
         shapes = find_shapes(decoder(), 64)
     assert shapes.exact
@@ -184,13 +185,13 @@ def test_one_fixed_width_is_left_when_none_agree(monkeypatch: pytest.MonkeyPatch
 async def test_an_engine_whose_rows_differ_by_place_says_that_it_is_not_deterministic(
     alone: Alone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = F.linear
+    real = matmul.product
 
     def by_place(x: torch.Tensor, *args: Any) -> torch.Tensor:
         out = real(x, *args)
         return out * (1 + 1e-6 * torch.arange(len(out))[:, None])
 
-    monkeypatch.setattr(F, "linear", by_place)
+    monkeypatch.setattr(matmul, "product", by_place)
     engine = LocalEngine(alone.folder, threads=1)
     assert engine.info.offers.deterministic
     with caplog.at_level(logging.WARNING):

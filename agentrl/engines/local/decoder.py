@@ -19,9 +19,10 @@ from torch import Tensor
 
 from agentrl.engines.local.attention import attend_one
 from agentrl.engines.local.shapes import NEVER, Shapes
+from agentrl.transformer import matmul
 from agentrl.transformer.config import ModelConfig
 from agentrl.transformer.layers import output_matrix, rms_norm, rope_at
-from agentrl.transformer.weights import EMBEDDING
+from agentrl.transformer.weights import EMBEDDING, check_weights
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Attend: TypeAlias = Callable[[int, Tensor], Tensor]
@@ -117,6 +118,10 @@ class Decoder:
         self.kv = torch.zeros(config.layers, 2, 0, 0, self.kv_width)
         self._key_at = torch.arange(max_context + 512)
 
+    def read(self, tensors: Mapping[str, Any], where: str) -> Fused:
+        """Checked copies of published tensors; `UserError` says what of `where` does not fit."""
+        return fuse(self.config, check_weights(self.config, tensors, where))
+
     @property
     def bytes_per_token(self) -> int:
         """Of the cache."""
@@ -205,7 +210,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[W, vocab] of final hidden states [W, hidden]; W must be an allowed width."""
-        return F.linear(hidden, self.weights.output)
+        return matmul.product(hidden, self.weights.output)
 
     def _forward(self, ids: Tensor, positions: Tensor, target: Tensor, kept: int, attend: Attend) -> Tensor:
         """Rows through all layers; keys and values of the first `kept` rows go to `target` in the flattened cache."""
@@ -214,7 +219,7 @@ class Decoder:
         x = F.embedding(ids, self.weights.embedding)
         cos, sin = self.cos[positions], self.sin[positions]
         for index, layer in enumerate(self.weights.layers):
-            qkv = F.linear(rms_norm(x, layer.norm, eps), layer.qkv, layer.qkv_bias)
+            qkv = matmul.product(rms_norm(x, layer.norm, eps), layer.qkv, layer.qkv_bias)
             qk = qkv[:, :turned].unflatten(-1, (-1, dim))
             if layer.qk_norm is not None:
                 qk = rms_norm(qk, layer.qk_norm, eps)
@@ -222,12 +227,12 @@ class Decoder:
             cache = self.kv[index].view(2, -1, self.kv_width)
             cache[0].index_copy_(0, target, qk[:kept, heads:].flatten(1))
             cache[1].index_copy_(0, target, qkv[:kept, turned:])
-            x = x + F.linear(attend(index, qk[:, :heads]), layer.out, layer.out_bias)
+            x = x + matmul.product(attend(index, qk[:, :heads]), layer.out, layer.out_bias)
             x = x + self.mlp(layer, x)
         return rms_norm(x, self.weights.norm, eps)
 
     def mlp(self, layer: Layer, x: Tensor) -> Tensor:
         """down(silu(gate) * up) of rows before the norm."""
-        both = F.linear(rms_norm(x, layer.mlp_norm, self.config.rms_eps), layer.gate_up, layer.gate_up_bias)
+        both = matmul.product(rms_norm(x, layer.mlp_norm, self.config.rms_eps), layer.gate_up, layer.gate_up_bias)
         gate, up = both.chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+        return matmul.product(F.silu(gate) * up, layer.down, layer.down_bias)

@@ -26,12 +26,13 @@ from agentrl.engines.local.decoder import Decoder, fuse
 from agentrl.engines.local.jobs import Abort, Command, Job, Pause, Publish, Reply, Resume, generate_job
 from agentrl.engines.local.lane import Lane
 from agentrl.engines.local.shapes import WIDTHS, Shapes, find_shapes
-from agentrl.engines.local.stops import read_decoder
+from agentrl.engines.local.stops import Decode, read_decoder
 from agentrl.engines.local.worker import Worker
 from agentrl.episode import EMPTY_LOGPROBS, Sampling, Version
 from agentrl.errors import ContextOverflow, EngineError, UserError
 from agentrl.learning.checkpoint import saved_version
 from agentrl.transformer.config import ModelConfig
+from agentrl.transformer.foreign import Foreign, read_config
 from agentrl.transformer.weights import digest_weights, load_weights
 
 KEPT_BYTES = 512 * 2**20
@@ -41,7 +42,7 @@ KEPT_BYTES = 512 * 2**20
 @dataclass(frozen=True)
 class _Model:
     folder: Path
-    config: ModelConfig
+    config: ModelConfig | Foreign
     max_context: int
 
 
@@ -73,7 +74,7 @@ class LocalEngine:
             raise UserError(f"max_context must be at least 2, got {max_context}; leave it out for the model's own")
         self._models: dict[str, _Model] = {}
         for policy, folder in folders.items():
-            config = ModelConfig.from_folder(folder)
+            config = read_config(folder)
             limit = min(config.max_positions, max_context or config.max_positions)
             self._models[policy] = _Model(Path(folder), config, limit)
         self._slots = slots
@@ -107,16 +108,19 @@ class LocalEngine:
             tensors = load_weights(model.folder)
             digest = digest_weights(tensors)
             version = saved_version(model.folder, digest) or Version(self._lineage, policy, 0, digest)
+            self._versions[policy] = version
+            decode = read_decoder(model.folder)
+            self._can_stop[policy] = decode is not None
+            if isinstance(model.config, Foreign):
+                lanes[policy] = open_foreign(model.config, tensors, model.max_context, version, decode)
+                continue
             decoder = Decoder(model.config, fuse(model.config, tensors), model.max_context, Shapes())
             decoder.shapes = find_shapes(decoder, self._slots)
-            decode = read_decoder(model.folder)
             kept = self._kept_tokens
             if kept is None:
                 kept = KEPT_BYTES // len(self._models) // decoder.bytes_per_token
             room = max(self._cache_bytes // decoder.bytes_per_token, model.max_context)
             lanes[policy] = Lane(decoder, version, slots=self._slots, decode=decode, kept_tokens=kept, cache_tokens=room)
-            self._versions[policy] = version
-            self._can_stop[policy] = decode is not None
             self._exact = self._exact and decoder.shapes.exact
         return lanes
 
@@ -207,6 +211,15 @@ class LocalEngine:
         if model is None:
             raise UserError(f"policy {policy!r} is not served here; this engine serves {', '.join(map(repr, self._models))}")
         return model
+
+
+def open_foreign(
+    config: Foreign, tensors: Mapping[str, Any], max_context: int, version: Version, decode: Decode | None
+) -> Lane:
+    """The lane of a model that transformers runs."""
+    from agentrl.engines.local.foreign import ForeignDecoder, ForeignLane
+
+    return ForeignLane(ForeignDecoder(config, tensors, max_context), version, decode=decode)
 
 
 def _check_generate(request: GenerateRequest, model: _Model, no_text: bool) -> None:

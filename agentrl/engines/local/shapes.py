@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agentrl.engines.local.attention import attend_one, joinable
 from agentrl.engines.local.sampling import row_numbers
+from agentrl.transformer import matmul
 from agentrl.transformer.layers import rms_norm
 
 if TYPE_CHECKING:
@@ -109,11 +110,11 @@ def _widths(decoder: Decoder, slots: int, generator: torch.Generator) -> tuple[t
 def _row_work(decoder: Decoder, x: Tensor) -> list[Tensor]:
     """Everything that a layer does with rows [W, hidden] outside attention."""
     layer, config = decoder.weights.layers[0], decoder.config
-    qkv = F.linear(rms_norm(x, layer.norm, config.rms_eps), layer.qkv, layer.qkv_bias)
+    qkv = matmul.product(rms_norm(x, layer.norm, config.rms_eps), layer.qkv, layer.qkv_bias)
     mixed = qkv[:, : config.heads * config.head_dim].contiguous()
     turned = qkv[:, : (config.heads + config.kv_heads) * config.head_dim].unflatten(-1, (-1, config.head_dim))
     normed = turned if layer.qk_norm is None else rms_norm(turned, layer.qk_norm, config.rms_eps)
-    return [qkv, normed, F.linear(mixed, layer.out, layer.out_bias), decoder.mlp(layer, x)]
+    return [qkv, normed, matmul.product(mixed, layer.out, layer.out_bias), decoder.mlp(layer, x)]
 
 
 def _logit_work(decoder: Decoder, x: Tensor) -> list[Tensor]:

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 from agentrl.engines.contract import PauseMode
-from agentrl.engines.local.decoder import fuse
 from agentrl.engines.local.jobs import Abort, Command, Job, Pause, Publish, Reply, Resume, Stop
 from agentrl.engines.local.lane import Lane
 from agentrl.errors import AgentRLError, EngineError, UserError, boundary, describe
-from agentrl.transformer.weights import check_weights, load_weights
+from agentrl.transformer.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +156,7 @@ class Worker:
         try:
             given = command.weights
             tensors = load_weights(given["path"]) if "path" in given else given
-            where = f"weights for policy {command.policy!r}"
-            lane.publish(fuse(lane.decoder.config, check_weights(lane.decoder.config, tensors, where)), command.version)
+            lane.publish(lane.decoder.read(tensors, f"weights for policy {command.policy!r}"), command.version)
             command.reply(None)
         except UserError as error:
             command.reply(error)

@@ -8,7 +8,7 @@ import pytest
 
 from agentrl.errors import UserError
 from agentrl_workflows.search_qa import Question, World, demonstrator, exact_match, search_of, train_questions
-from agentrl_workflows.search_qa.demonstrator import read_prompt, read_question, right_action, valid_actions
+from agentrl_workflows.search_qa.demonstrator import read_prompt, read_question, right_action, teacher, valid_actions
 
 ASKED = "<|user|>currency of the country of Lima?<|assistant|>"
 LIMA = "<|tool|>Lima\ncountry: Peru\ntime zone: America/Lima\nnearest city: Callao<|assistant|>"
@@ -115,3 +115,16 @@ def test_probabilities_outside_their_range_are_refused():
         demonstrator(1.5)
     with pytest.raises(UserError, match="probabilities"):
         demonstrator(0.5, haste=-0.1)
+
+
+def test_a_teacher_does_lookups_right_and_longer_questions_as_often_as_its_skill_allows():
+    teach, rng = teacher(0.0), random.Random(0)
+    lookup = "<|user|>time zone of Lima?<|assistant|>" + said("<search>Lima</search>") + LIMA
+    assert {teach(lookup, rng) for _ in range(20)} == {"America/Lima"}
+    longer = ASKED + said("<search>Lima</search>") + LIMA
+    assert len({teacher(0.0, seed=seed)(longer, rng) for seed in range(40)}) > 3
+
+
+def test_a_teacher_gives_one_demonstration_of_a_longer_question():
+    longer = ASKED + said("<search>Lima</search>") + LIMA
+    assert len({teacher(0.0, seed=3)(longer, random.Random(seed)) for seed in range(20)}) == 1

@@ -1,7 +1,8 @@
 """`make demo`: a multi-turn search agent learns on two CPU cores, from nothing.
 
-A model of a million random weights sees demonstrations that are often wrong (supervised warm start), then learns from
-outcomes alone by reinforcement. Ends with a table of before and after, a curve and one episode, before and after.
+A model of a million random weights learns to look things up and sees demonstrations that are often wrong (supervised warm
+start), then learns questions of one to four hops from outcomes alone by reinforcement. Ends with a table of before and after,
+a curve and one episode, before and after.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from agentrl_workflows.search_qa.questions import Question
 class Size:
     """How much the demo does."""
 
-    warm_steps: int = 240
-    steps: int = 120
+    warm_steps: int = 320
+    steps: int = 300
     eval_tasks: int | None = None
 
 
@@ -62,10 +63,10 @@ def demo(out: Path, *, seed: int, fresh: bool, size: Size) -> None:
     model = out / "model"
     if not (model / "config.json").exists():
         make_model(model, seed=seed)
-    print("1/2  warm start: supervised learning on demonstrations, four of ten actions right")
+    print("1/2  warm start: supervised learning on lookups, then on demonstrations with four of ten actions right as well")
     warm = warm_up(model, seed=seed, steps=size.warm_steps)
     started = learn(warm, out / "warm", fresh=fresh).policies["searcher"]
-    print("\n2/2  reinforcement learning: eight episodes a question, reward 1 for the right answer, GiGPO")
+    print("\n2/2  reinforcement learning: eight episodes a question, reward 1 for the right answer, more hops as it succeeds")
     experiment = search_qa(started, seed=seed, steps=size.steps)
     experiment = replace(experiment, eval_tasks=size.eval_tasks)
     learn(experiment, out / "rl", fresh=fresh)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agentrl.effect import derive_seed
 from agentrl.errors import UserError
 from agentrl_workflows.search_qa.atlas import CITY_FIELDS, COUNTRY_FIELDS, RELATIONS
 from agentrl_workflows.search_qa.model import CLOSE, OPEN, SPECIAL, TOOL, USER
@@ -48,6 +49,21 @@ def demonstrator(skill: float, *, haste: float = 0.0) -> Demonstrator:
         return actions[int(rng.random() * len(actions))]
 
     return demonstrate
+
+
+def teacher(skill: float, *, seed: int = 0) -> Demonstrator:
+    """Lookups (questions of one hop) done right, as a script can, and one demonstration of every longer question.
+
+    Those come from `demonstrator(skill)` and are a fixed set: the same prompt always gets the same reply.
+    """
+    lookup, search = demonstrator(1.0), demonstrator(skill)
+
+    def teach(prompt: str, rng: random.Random) -> str:
+        if len(read_prompt(prompt).chain) == 1:
+            return lookup(prompt, rng)
+        return search(prompt, random.Random(derive_seed("search_qa demonstration", seed, prompt)))
+
+    return teach
 
 
 def read_prompt(prompt: str) -> Seen:

@@ -15,12 +15,17 @@ from agentrl.learning.optimisers import Muon
 from agentrl.learning.schedules import Linear
 from agentrl.objectives import NLL, Clipped
 from agentrl.rollout import Independent
-from agentrl_workflows.search_qa.demonstrator import demonstrator
-from agentrl_workflows.search_qa.questions import Question, exact_match, held_out_questions, train_questions
+from agentrl.tasks import Uniform
+from agentrl_workflows.search_qa.curriculum import HOPS, rising, warm_up_questions
+from agentrl_workflows.search_qa.demonstrator import teacher
+from agentrl_workflows.search_qa.questions import Question, exact_match, held_out_questions
 from agentrl_workflows.search_qa.retrieval import search_of
 
+SKILL = 0.4
+"""The share of a demonstration's actions that are chosen as the right one."""
 
-@workflow(Agent("searcher", tools=[search_of(0)], max_turns=4, max_tokens=12))
+
+@workflow(Agent("searcher", tools=[search_of(0)], max_turns=6, max_tokens=12))
 async def answer(task: Question, team: Team) -> str:
     """Searches the documents of the question's world, then answers."""
     return (await team["searcher"].run(task.text, tools=[search_of(task.world)])).text
@@ -31,39 +36,39 @@ def right(task: Question, output: str, episode: Episode) -> float:
     return exact_match(output, task.answer)
 
 
-def search_qa(model: str | Path = "models/warm", *, seed: int = 0, steps: int = 200) -> Experiment[Question, str]:
-    """Reinforcement learning from outcomes alone."""
+def search_qa(model: str | Path = "models/warm", *, seed: int = 0, steps: int = 300) -> Experiment[Question, str]:
+    """Reinforcement learning from outcomes alone; the questions get harder."""
     return Experiment(
         answer,
         reward=right,
-        tasks=train_questions(4096, hops=(1, 2), seed=seed),
-        held_out=held_out_questions(200, hops=(1, 2)),
+        tasks=rising(seed=seed),
+        held_out=held_out_questions(200, hops=HOPS),
         rollout=Independent(8),
-        credit=GiGPO(),
+        credit=GiGPO(std="sample"),
         objective=Clipped(),
         policies=Policy(
-            "searcher", model=model, parser="tags", optimiser=Muon(lr=0.004, adamw_lr=4e-4, schedule=Linear(steps))
+            "searcher", model=model, parser="tags", optimiser=Muon(lr=0.0025, adamw_lr=2.5e-4, schedule=Linear(steps))
         ),
         steps=steps,
         tasks_per_step=8,
         seed=seed,
-        eval_every=20,
-        checkpoint_every=20,
+        eval_every=50,
+        checkpoint_every=50,
         limits=Limits(concurrency=256),
     )
 
 
-def warm_up(model: str | Path, *, seed: int = 0, steps: int = 240, skill: float = 0.4) -> Experiment[Question, str]:
-    """Supervised learning on demonstrations that are right with probability `skill` a turn."""
+def warm_up(model: str | Path, *, seed: int = 0, steps: int = 320, skill: float = SKILL) -> Experiment[Question, str]:
+    """Supervised learning: lookups first, then demonstrations as well, those that end with the right answer."""
     return Experiment(
         answer,
         reward=right,
-        tasks=train_questions(steps * 64, hops=(1, 2), seed=seed + 1),
-        held_out=held_out_questions(200, hops=(1, 2)),
+        tasks=Uniform(warm_up_questions(steps, 64, seed=seed), shuffle=False),
+        held_out=held_out_questions(200, hops=HOPS),
         rollout=Independent(1),
-        credit=Imitation(),
+        credit=Imitation(least=1.0),
         objective=NLL(),
-        engine=Demonstrations(demonstrator(skill)),
+        engine=Demonstrations(teacher(skill, seed=seed)),
         policies=Policy("searcher", model=model, parser="tags", optimiser=Muon(lr=0.02, adamw_lr=2e-3, schedule=Linear(steps))),
         steps=steps,
         tasks_per_step=64,
