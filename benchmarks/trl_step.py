@@ -39,8 +39,9 @@ from agentrl.learning.optimisers import AdamW
 from agentrl.metrics import StepMetrics
 from agentrl.rollout import Independent
 from agentrl.transformer.config import ModelConfig
+from agentrl.transformer.tiny import ASSISTANT, END, TOOL, USER
 from agentrl.transformer.weights import load_weights, save_weights
-from agentrl_workflows.search_qa.model import ASSISTANT, CLOSE, END, OPEN, TOOL, USER, make_model, pieces
+from agentrl_workflows.search_qa.model import CLOSE, OPEN, make_model, pieces
 
 PROMPTS, COMPLETIONS, TURN = 16, 8, 24
 RATE = 1e-5

@@ -301,12 +301,14 @@ def killed(path: Path, fault: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, cwd=root, timeout=60, check=False, capture_output=True, text=True)
 
 
-async def test_a_killed_edited_fork_goes_on_with_its_edit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fault", ["store.after_commit:1", "tool.done:1", "model.done:1", "store.mid_commit:1", "effect.done:2"]
+)
+async def test_a_killed_edited_fork_goes_on_with_its_edit(tmp_path: Path, fault: str) -> None:
     async with place(tmp_path, asking(Desk())) as here:
         await here.run(group="told")
-    for fault in ("store.after_commit:1", "tool.done:1", "model.done:1", "store.mid_commit:1", "effect.done:2"):
-        died = killed(tmp_path, fault)
-        assert died.returncode == -signal.SIGKILL, (fault, died.stderr)
+    died = killed(tmp_path, fault)
+    assert died.returncode == -signal.SIGKILL, died.stderr
     last = killed(tmp_path, "")
     assert last.returncode == 0, last.stderr
     async with place(tmp_path, asking(Desk())) as here:

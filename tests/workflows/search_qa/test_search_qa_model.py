@@ -16,12 +16,13 @@ from agentrl.rendering.contract import Conversation, Message
 from agentrl.rendering.template import TemplateRenderer
 from agentrl.tool import as_tool
 from agentrl.transformer.config import ModelConfig
+from agentrl.transformer.tiny import END, SPECIAL, tokenizer_json
 from agentrl.transformer.weights import EMBEDDING, load_weights
 from agentrl_workflows.search_qa import World, make_model, search_of
 from agentrl_workflows.search_qa.atlas import CITY_FIELDS, COUNTRY_FIELDS
-from agentrl_workflows.search_qa.model import CLOSE, END, OPEN, SPECIAL, pieces, tokenizer_json
+from agentrl_workflows.search_qa.model import CLOSE, OPEN, TOOLS, pieces
 
-TOKENIZER = Tokenizer.from_str(json.dumps(tokenizer_json()))
+TOKENIZER = Tokenizer.from_str(json.dumps(tokenizer_json(pieces(), TOOLS)))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from agentrl.effect import derive_seed
 from agentrl.errors import UserError
+from agentrl.transformer.tiny import SPECIAL, TOOL, USER
 from agentrl_workflows.search_qa.atlas import CITY_FIELDS, COUNTRY_FIELDS, RELATIONS
-from agentrl_workflows.search_qa.model import CLOSE, OPEN, SPECIAL, TOOL, USER
+from agentrl_workflows.search_qa.model import CLOSE, OPEN
 
 Demonstrator = Callable[[str, random.Random], str]
 
