@@ -7,7 +7,7 @@ gives those at temperature 1. Given tokens (`score`) are scored at temperature 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -55,6 +55,12 @@ class Offers:
     media: bool = False
     columns: frozenset[str] = frozenset()
     """Further per-token columns it can give, such as "entropy"."""
+    streaming: bool = False
+    """`GenerateRequest.on_tokens` is called while the reply is sampled."""
+    adapters: bool = False
+    """Serves several policies that are LoRA adapters of one base; `publish` takes an adapter's folder."""
+    memory: bool = False
+    """It is a `Colocated`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,11 @@ class GenerateRequest:
     session: str = ""
     """Requests of one session share prefixes; the episode's id."""
     columns: tuple[str, ...] = ()
+    on_tokens: Callable[[IntArray, FloatArray], None] | None = None
+    """Called on the event loop with each new piece of ids and log-probs, in order; together they are the reply's.
+
+    An engine without `offers.streaming` calls it once, at the end.
+    """
 
     @property
     def prompt(self) -> IntArray:
@@ -177,6 +188,19 @@ class Engine(Protocol):
 
     def version(self, policy: str) -> Version:
         """The version that serves `policy` now; `UserError` for a policy it does not serve."""
+        ...
+
+
+@runtime_checkable
+class Colocated(Protocol):
+    """An engine that shares its device with the learner, and makes room for it. Meant round a learner step, while paused."""
+
+    async def release_memory(self) -> None:
+        """Frees weights and cache; nothing may be asked of it but `resume_memory`."""
+        ...
+
+    async def resume_memory(self) -> None:
+        """Takes the room back. The weights are those of the next `publish`, which must follow."""
         ...
 
 

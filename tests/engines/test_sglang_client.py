@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from agentrl.engines.contract import GenerateRequest, ScoreRequest
+from agentrl.engines.http import error_reason
 from agentrl.engines.sglang import KNOWN_VERSIONS, SGLangEngine
 from agentrl.engines.sglang.fake import FakeSGLang, ToyModel, random_weights
-from agentrl.engines.sglang.transport import error_reason
 from agentrl.engines.sglang.wire import Versions, buckets, serialize
 from agentrl.episode import Sampling, Version, token_ids
 from agentrl.errors import ContextOverflow, EngineError, UserError

@@ -24,8 +24,8 @@ from agentrl.engines.contract import (
     check_ids,
 )
 from agentrl.engines.gate import Gate
+from agentrl.engines.http import Body, Refused, Transport
 from agentrl.engines.sglang import wire
-from agentrl.engines.sglang.transport import Body, Refused, Transport
 from agentrl.episode import EMPTY_LOGPROBS, IntArray, Version
 from agentrl.errors import AgentRLError, ContextOverflow, EngineAborted, EngineError, UserError
 
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 KNOWN_VERSIONS = frozenset({"0.5.23"})
 """Versions of SGLang whose wire was recorded and is held by tests."""
+
+DIES_OF = "it exits on a token id outside its vocabulary and on a payload that it blocks"
 
 ABORT_TRIES = 8
 ABORT_AGAIN_S = 0.25
@@ -79,8 +81,8 @@ class SGLangEngine:
         self._request_s, self._control_s, self._publish_s = request_s, control_s, publish_s
         self._bucket_bytes = bucket_bytes
         self._known_versions = known_versions
-        self._http = Transport(url, connect_s=connect_s, api_key=api_key)
-        self._name = f"SGLang at {self._http.url}"
+        self._http = Transport("SGLang", url, connect_s=connect_s, api_key=api_key, dies_of=DIES_OF)
+        self._name = self._http.name
         self._gate = Gate()
         self._control = asyncio.Lock()
         self._tasks = asyncio.TaskGroup()

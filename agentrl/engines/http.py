@@ -1,4 +1,4 @@
-"""JSON over HTTP to one SGLang server. Every call has a deadline, every failure names server, call and cure."""
+"""JSON over HTTP to one engine server. Every call has a deadline, every failure names server, call and cure."""
 
 from __future__ import annotations
 
@@ -43,8 +43,11 @@ def error_reason(text: str) -> str:
 class Transport:
     """One server: `call` sends a body and gives the parsed reply (None when it is empty)."""
 
-    def __init__(self, url: str, *, connect_s: float, api_key: str = "") -> None:
+    def __init__(self, kind: str, url: str, *, connect_s: float, api_key: str = "", dies_of: str = "") -> None:
         self.url = url.rstrip("/")
+        self.name = f"{kind} at {self.url}"
+        """How messages call it; `dies_of` is what they say when it is gone."""
+        self._kind, self._dies_of = kind, f" ({dies_of})" if dies_of else ""
         self._connect_s = connect_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
@@ -65,7 +68,7 @@ class Transport:
     async def call(self, method: str, path: str, body: Body | None = None, *, deadline: asyncio.Timeout, seconds: float) -> Any:
         """The parsed reply. `deadline` may be moved while the call runs; `seconds` is what the message says of it."""
         if self._session is None:
-            raise EngineError(f"SGLang at {self.url}: {method} {path} before the engine was entered; use `async with engine:`")
+            raise EngineError(f"{self.name}: {method} {path} before the engine was entered; use `async with engine:`")
         try:
             async with deadline:
                 payload = None if body is None else json.dumps(body).encode()
@@ -76,7 +79,7 @@ class Transport:
             raise self._lost(method, path, error) from error
         except TimeoutError as error:
             raise EngineError(
-                f"SGLang at {self.url}: {method} {path} had no answer within {seconds:g} s; look at the server's log, "
+                f"{self.name}: {method} {path} had no answer within {seconds:g} s; look at the server's log, "
                 "or allow it more time",
                 retryable=True,
             ) from error
@@ -86,8 +89,7 @@ class Transport:
 
     def _lost(self, method: str, path: str, error: Exception) -> EngineError:
         return EngineError(
-            f"SGLang at {self.url}: {method} {path} failed: {describe(error)}; check that the server runs "
-            "(it exits on a token id outside its vocabulary and on a payload that it blocks)",
+            f"{self.name}: {method} {path} failed: {describe(error)}; check that the server runs{self._dies_of}",
             retryable=True,
         )
 
@@ -96,15 +98,13 @@ class Transport:
         text = raw.decode(errors="replace")
         if status != 200:
             reason = error_reason(text)
-            raise Refused(
-                f"SGLang at {self.url}: {method} {path} answered {status}: {' '.join(reason.split())[:2000]}", status, reason
-            )
+            raise Refused(f"{self.name}: {method} {path} answered {status}: {' '.join(reason.split())[:2000]}", status, reason)
         if not text.strip():
             return None
         try:
             return json.loads(text)
         except ValueError as error:
             raise EngineError(
-                f"SGLang at {self.url}: {method} {path} answered 200 with something that is no JSON ({text[:80]!r}); "
-                "check that this is the address of an SGLang server and not of a proxy's page"
+                f"{self.name}: {method} {path} answered 200 with something that is no JSON ({text[:80]!r}); "
+                f"check that this is the address of {self._kind} itself and not of a proxy's page"
             ) from error
