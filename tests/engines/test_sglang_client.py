@@ -348,7 +348,7 @@ async def test_logprobs_of_other_tokens_are_refused(
         await engine.generate(ask())
 
 
-async def test_a_thousand_requests_at_once_are_all_answered(engine: SGLangEngine) -> None:
-    async with asyncio.TaskGroup() as group:
+async def test_a_thousand_requests_at_once_are_all_answered(fake: FakeSGLang) -> None:
+    async with SGLangEngine(fake.url, vocab_size=320) as engine, asyncio.TaskGroup() as group:
         tasks = [group.create_task(engine.generate(ask(str(n), Sampling(max_tokens=2), seed=n))) for n in range(1000)]
     assert {len(task.result().ids) for task in tasks} == {2}
