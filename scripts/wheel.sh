@@ -12,3 +12,4 @@ new/bin/pip install --quiet --disable-pip-version-check ${TORCH:-torch==2.13.0} 
 new/bin/pip install --quiet --disable-pip-version-check "$(ls ./*.whl)[demo]" 2>&1 | grep -v '^WARNING: Location' || true
 new/bin/agentrl demo --out demo --smoke
 new/bin/agentrl view demo/rl -n 3
+new/bin/agentrl replay demo/rl "$(new/bin/agentrl view demo/rl -n 1 | awk 'NR == 2 { print $1 }')"

@@ -69,14 +69,17 @@ def demo(out: Path, *, seed: int, fresh: bool, size: Size) -> None:
     print("\n2/2  reinforcement learning: eight episodes a question, reward 1 for the right answer, more hops as it succeeds")
     experiment = search_qa(started, seed=seed, steps=size.steps)
     experiment = replace(experiment, eval_tasks=size.eval_tasks)
-    learn(experiment, out / "rl", fresh=fresh)
+    settings = (f"policies.model={started}", f"seed={seed}")
+    learn(experiment, out / "rl", fresh=fresh, target="search_qa", settings=settings)
     spent = time.process_time() - cpu
     report(experiment, started, out, spent)
 
 
-def learn(experiment: Experiment[Question, str], out: Path, *, fresh: bool) -> TrainResult:
-    """One training with its tables; says what goes on where."""
-    return asyncio.run(train(experiment, out=out, fresh=fresh))
+def learn(
+    experiment: Experiment[Question, str], out: Path, *, fresh: bool, target: str = "", settings: Sequence[str] = ()
+) -> TrainResult:
+    """One training with its tables; `target` and `settings` are how `agentrl replay` finds the experiment again."""
+    return asyncio.run(train(experiment, out=out, fresh=fresh, target=target, settings=settings))
 
 
 def report(experiment: Experiment[Question, str], started: Path, out: Path, spent: float) -> None:
