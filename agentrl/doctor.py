@@ -1,7 +1,7 @@
 """What may be wrong with this machine, this installation, a model or a run; each finding says what to do.
 
 `diagnose` looks and changes nothing. It tries what can be tried: the local engine's self-test on a throwaway model (or the
-given one), the chat template step by step, the store by reading all of it.
+given one), the chat template step by step, the store by reading all of it, a running server by asking it for a few replies.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "rendering": {"tokenizers": "0.20", "jinja2": "3.1.6"},
     "local": {"torch": "2.6", "safetensors": "0.4"},
     "sglang": {"aiohttp": "3.9"},
+    "vllm": {"aiohttp": "3.9"},
+    "openai": {"aiohttp": "3.9"},
     "charts": {"matplotlib": "3.8", "rich": "13", "tensorboardX": "2.6"},
 }
-"""What each extra needs at least, as pyproject.toml has it; `local` and `sglang` need `rendering` besides."""
+"""What each extra needs at least, as pyproject.toml has it; `local`, `sglang` and `vllm` need `rendering` besides."""
 
 Level = Literal["ok", "note", "warning", "problem"]
 _SIGNS: Mapping[Level, str] = {"ok": "ok", "note": "--", "warning": "!!", "problem": "NO"}
@@ -65,8 +67,11 @@ class Report:
         return "\n".join(map(str, self.findings))
 
 
-def diagnose(model: str | Path | None = None, *, run: str | Path | None = None) -> Report:
-    """Looks at the machine and the installation, and at a model folder and a run if they are given. Never raises for them."""
+def diagnose(model: str | Path | None = None, *, run: str | Path | None = None, engine: str | None = None) -> Report:
+    """Looks at the machine and the installation, and at a model folder and a run if they are given. Never raises for them.
+
+    With `engine`, the URL of a running SGLang or vLLM server, that one is tried on the model instead of the local engine.
+    """
     parts: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("python", _python),
         ("installation", lambda: _distributions(_installed())),
@@ -74,9 +79,11 @@ def diagnose(model: str | Path | None = None, *, run: str | Path | None = None) 
         ("threads", _threads),
     ]
     if importlib.util.find_spec("torch") is not None:
-        parts += [("torch", _torch), ("local engine", lambda: _engine(model))]
+        parts += [("torch", _torch)] + ([("local engine", lambda: _engine(model))] if engine is None else [])
     if model is not None:
         parts.append(("template", lambda: _template(Path(model))))
+    if engine is not None:
+        parts.append(("server", lambda: _server(engine, model)))
     if run is not None:
         parts.append(("run", lambda: _run(Path(run))))
     findings: list[Finding] = []
@@ -234,6 +241,37 @@ def _template(model: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "template", str(report))
+
+
+def _server(url: str, model: str | Path | None) -> Iterator[Finding]:
+    if model is None:
+        yield Finding(
+            "problem", "server", f"{url} was not asked: nothing to compare it with", "give the model folder it serves"
+        )
+        return
+    from agentrl.parity import check_parity
+
+    found = check_parity(url, Path(model))
+    info, offers = found.info, found.info.offers
+    seeds = "seeds are heeded" if offers.deterministic else "seeds are not heeded, so a resumed run samples other replies"
+    text = f"{info.name} at {url}: vocabulary of {info.vocab_size}, context of {info.max_context}; {seeds}"
+    yield Finding("ok", "server", text)
+    if found.drifted:
+        text = f"in {found.drifted} of {found.replies} replies it saw other token ids than it was sent and gave back"
+        yield Finding("problem", "drift", text, "nothing between agentrl and the server may change requests; ask it directly")
+    else:
+        yield Finding("ok", "drift", f"it saw the ids it was sent in every one of {found.replies} replies")
+    gap = f"log-probs of {found.tokens} sampled tokens are {found.gap_mean:.2g} apart on average, at most {found.gap_max:.2g}"
+    if found.verdict == "float32":
+        yield Finding("ok", "parity", f"{gap}: rounding of float32")
+    elif found.verdict == "bf16":
+        text = f"{gap}: what bfloat16 gives, the learner being float32"
+        yield Finding("note", "parity", text, "nothing, or a correction: Clipped(correction=Truncated(2.0)), docs/learning.md")
+    else:
+        text = f"{gap}: it serves other weights than {model}, or scores them otherwise"
+        yield Finding(
+            "problem", "parity", text, f"start it with {model}; no quantisation, and log-probs of softmax(logits / T)"
+        )
 
 
 def _run(run: Path) -> Iterator[Finding]:

@@ -70,6 +70,8 @@ class Experiment(Generic[TaskT, OutputT]):
     tasks_per_step: int = 8
     max_staleness: int = 0
     """Learner steps by which the weights that sampled an episode may lag behind those that learn from it."""
+    push_every: int = 1
+    """New weights go to the engine every so many batches, and sooner where what it samples could no longer be trained."""
     seed: int = 0
     min_group: int = 2
     """A group of several that has fewer finished members than this is left out of its batch."""
@@ -87,7 +89,7 @@ class Experiment(Generic[TaskT, OutputT]):
         for name in ("steps", "max_staleness", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be >= 0, got {getattr(self, name)}")
-        for name in ("tasks_per_step", "threads", "min_group", "keep_checkpoints", "microbatch_tokens"):
+        for name in ("tasks_per_step", "threads", "min_group", "keep_checkpoints", "microbatch_tokens", "push_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
         given: Any = self.transforms

@@ -15,6 +15,7 @@ from agentrl.experiment import Experiment
 from agentrl.learning.contract import StepStats
 from agentrl.metrics import Sink, StepMetrics
 from agentrl.metrics.lag import LoopLag, percentile
+from agentrl.metrics.trend import Trend
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Meter:
         self._evaluation: dict[str, float] = {}
         self._lag: LoopLag | None = None
         self._failed: set[int] = set()
+        self._refused = 0
+        self._gaps: dict[str, Trend] = {}
 
     def __enter__(self) -> Meter:
         self._lag = LoopLag()
@@ -64,13 +67,15 @@ class Meter:
             self._write(batch, self._evaluation)
             self._evaluation = {}
 
-    def step(self, batch: int, groups: Sequence[Group], stats: Mapping[str, StepStats]) -> None:
-        """A batch has been learned from."""
+    def step(self, batch: int, groups: Sequence[Group], stats: Mapping[str, StepStats], *, refused: int = 0) -> None:
+        """A batch has been learned from. `refused` counts the groups of this call that were too old for any."""
         now = time.monotonic()
         elapsed = now - self._last
         self._last = now
         done = batch - self._first
         values = episode_metrics(groups)
+        values["stale/dropped"] = float(refused - self._refused)
+        self._refused = refused
         values["tokens_per_second"] = values["tokens/sampled"] / elapsed
         values["seconds"] = now - self._began
         values["cpu_seconds"] = time.process_time() - self._cpu
@@ -86,6 +91,11 @@ class Meter:
             prefix = "" if len(stats) == 1 else f"{name}/"
             values |= {f"{prefix}loss": step.loss, f"{prefix}tokens/trained": float(step.trained_tokens)}
             values |= {f"{prefix}{key}": value for key, value in step.metrics.items()}
+            if "gap/mean" in step.metrics:
+                trend = self._gaps.setdefault(name, Trend())
+                trend.add(batch, step.metrics["gap/mean"])
+                if trend.known:
+                    values |= {f"{prefix}gap/trend": trend.slope, f"{prefix}gap/trend_error": trend.error}
         values |= self._evaluation
         self._evaluation = {}
         self._seconds = dict.fromkeys(_STAGES, 0.0)

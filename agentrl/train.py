@@ -1,12 +1,13 @@
 """The loop: tasks -> episodes -> groups -> credit -> rows -> a learner step -> new weights -> the next episodes.
 
-One pipeline, two tasks joined by one queue:
+One pipeline, two tasks that meet in `Admission`:
 
-    sample   takes tasks, runs their groups, fills `ready`; waits while it is `max_staleness` batches ahead of the learner
-    learn    drains `ready`; its step opens the gate for `sample`
+    sample   puts groups in flight, as many as could still be trained; what has ended waits there
+    learn    takes a batch of groups that have ended; its step lets `sample` go on
 
-`max_staleness=0` is synchronous training; a supervised warm start is the same loop with demonstrations as engine and NLL as
-objective. A batch is committed to the store, with the version of the weights it meets, before the learner steps on it.
+`max_staleness=0` is synchronous training; above it episodes go on while weights change, and a batch is whatever has ended first
+and is not too old. A supervised warm start is the same loop with demonstrations as engine and NLL as objective. A batch is
+committed to the store, with the version of the weights it meets, before the learner steps on it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agentrl import faults
+from agentrl.admission import Admission, staleness, versions
 from agentrl.credit.assign import assign
 from agentrl.episode import Group
 from agentrl.errors import unwrapped
@@ -29,11 +31,11 @@ from agentrl.learning.replay import to_stored
 from agentrl.learning.rows import to_rows
 from agentrl.meter import Meter
 from agentrl.metrics import Sink
+from agentrl.publish import Publisher
 from agentrl.run import Run, restore
 from agentrl.runtime.runtime import Runtime
 from agentrl.setup import check, open_learners, open_sinks, open_source, rarer_collections
 from agentrl.store.contract import StoredStep
-from agentrl.tasks.contract import TaskSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +74,13 @@ async def train(
             stack.enter_context(rarer_collections())
             store = stack.enter_context(run.store())
             learners = open_learners(experiment, run.lineage)
-            source = open_source(experiment)
             batch, state = await asyncio.to_thread(restore, run, store, learners)
-            if state is not None:
-                source.load(state)
+            admission = Admission.of(experiment, open_source(experiment), batch, state)
             opened = stack.enter_context(open_sinks(experiment, run.folder, sinks))
             meter = stack.enter_context(Meter(experiment, opened, batch))
             runtime = await stack.enter_async_context(Runtime(experiment, store=store, lineage=run.lineage))
             run.note_engine(runtime.engine.info)
-            await publish(runtime, learners)
-            training = Training(run, runtime, learners, source, meter, stop, batch)
+            training = Training(run, runtime, learners, admission, meter, stop)
             await training.run()
             await store.flush()
             keep = experiment.keep_checkpoints
@@ -93,21 +92,20 @@ class Training:
     """The two tasks and what they share."""
 
     def __init__(
-        self, run: Run, runtime: Runtime[Any, Any], learners: Mapping[str, Learner], source: TaskSource[Any], meter: Meter,
-        stop: asyncio.Event, batch: int,
+        self, run: Run, runtime: Runtime[Any, Any], learners: Mapping[str, Learner], admission: Admission[Any], meter: Meter,
+        stop: asyncio.Event,
     ) -> None:  # fmt: skip
         self.experiment, self.folder, self.runtime, self.learners = runtime.experiment, run, runtime, learners
-        self.source, self.meter, self.stop = source, meter, stop
-        self.batch = batch
+        self.admission, self.meter, self.stop = admission, meter, stop
+        self.batch = admission.taken
         """Batches learned from so far."""
-        self._learned = asyncio.Condition()
-        self._before: dict[int, Any] = {}
-        """The task source's state before it gave batch n, for those that have been taken."""
-        # filled by `sample` (and, with None, by `end_on_stop`), drained by `learn`; the gate holds `sample` back
-        self._ready: asyncio.Queue[list[Group] | None] = asyncio.Queue()
+        self.publisher = Publisher(runtime.experiment, runtime.engine, learners, self.batch)
+        # told of every group that ends, by `learn` of every batch, and when `stop` is set
+        self._moved = asyncio.Condition()
 
     async def run(self) -> None:
         """Both tasks, until all batches are learned or `stop` is set; then what is being sampled is suspended."""
+        await self.publisher.publish(self.batch)
         if self.experiment.eval_every and self.batch % self.experiment.eval_every == 0:
             await self.evaluate()
         async with asyncio.TaskGroup() as tasks:
@@ -119,66 +117,78 @@ class Training:
     async def end_on_stop(self) -> None:
         """Wakes `learn` for the last time."""
         await self.stop.wait()
-        await self._ready.put(None)
+        async with self._moved:
+            self._moved.notify_all()
 
     async def sample(self) -> None:
-        """Groups by batch, in task order."""
-        experiment = self.experiment
-        for number in range(self.batch, experiment.steps):
-            async with self._learned:
-                await self._learned.wait_for(lambda number=number: self.batch >= number - experiment.max_staleness)
-            self._before[number] = self.source.state()
-            tasks = self.source.take(experiment.tasks_per_step)
-            with self.meter.time("rollout"):
-                async with asyncio.TaskGroup() as running:
-                    groups = [
-                        running.create_task(self.runtime.group(task, f"s{number:06d}.{index:03d}", step=number))
-                        for index, task in enumerate(tasks)
-                    ]
-            await self._ready.put([group.result() for group in groups])
+        """Puts groups in flight in the order of their tasks."""
+        async with asyncio.TaskGroup() as running:
+            while True:
+                async with self._moved:
+                    await self._moved.wait_for(lambda: self.admission.may_begin(self.publisher.served))
+                number, task = self.admission.begin()
+                running.create_task(self.group(number, task))
+
+    async def group(self, number: int, task: Any) -> None:
+        """One group from its task to where it may be admitted."""
+        block, index = divmod(number, self.experiment.tasks_per_step)
+        group = await self.runtime.group(task, f"s{block:06d}.{index:03d}", step=self.batch)
+        async with self._moved:
+            self.admission.put(number, group, versions(self.learners))
+            self._moved.notify_all()
 
     async def learn(self) -> None:
         """A learner step for every batch, evaluation and checkpoints between them."""
         experiment = self.experiment
-        while self.batch < experiment.steps and not self.stop.is_set():
-            groups = await self._ready.get()
-            if groups is None:
+        while self.batch < experiment.steps:
+            with self.meter.time("rollout"):
+                async with self._moved:
+                    await self._moved.wait_for(lambda: self.stop.is_set() or self.admission.ready)
+            if self.stop.is_set():
                 return
+            groups = self.admission.take()
             stats = await self.step(groups)
-            self.source.update(groups)
-            async with self._learned:
+            async with self._moved:
                 self.batch += 1
-                self._learned.notify_all()
-            if experiment.eval_every and (self.batch % experiment.eval_every == 0 or self.batch == experiment.steps):
+                self.admission.refuse(versions(self.learners))
+                self._moved.notify_all()
+            if self.evaluates_at(self.batch):
                 await self.evaluate()
             if experiment.checkpoint_every and self.batch % experiment.checkpoint_every == 0:
                 with self.meter.time("store"):
                     for name, learner in self.learners.items():
                         await asyncio.to_thread(self.folder.save, name, learner, self.batch, experiment.keep_checkpoints)
-            self.meter.step(self.batch, groups, stats)
+            self.meter.step(self.batch, groups, stats, refused=self.admission.refused)
+
+    def evaluates_at(self, batch: int) -> bool:
+        every = self.experiment.eval_every
+        return bool(every) and (batch % every == 0 or batch == self.experiment.steps)
 
     async def step(self, groups: Sequence[Group]) -> dict[str, StepStats]:
         """Credit, rows, commit, one step of every policy, new weights."""
-        experiment = self.experiment
+        experiment, stats = self.experiment, dict[str, StepStats]()
         with self.meter.time("credit"):
             batch, credit = assign(groups, experiment.credit, experiment.transforms, min_group=experiment.min_group)
             rows = {name: to_rows(batch, credit, name) for name in self.learners}
-        state = self._before[self.batch + 1] if self.batch + 1 in self._before else self.source.state()
-        for name, learner in self.learners.items():
-            self.runtime.stored.commit_step(
-                StoredStep(name, self.batch, to_stored(rows[name]), learner.version, dict(credit.metrics), state)
-            )
+        state = self.admission.state()
+        self.runtime.stored.commit_step(*(
+            StoredStep(name, self.batch, to_stored(rows[name]), learner.version, dict(credit.metrics), state)
+            for name, learner in self.learners.items()
+        ))  # fmt: skip
         with self.meter.time("store"):
             await self.runtime.stored.flush()
         faults.point("learn.begun")
-        stats: dict[str, StepStats] = {}
         with self.meter.time("learn"):
-            for name, learner in self.learners.items():
-                if rows[name]:
-                    stats[name] = await asyncio.to_thread(learner.step, rows[name])
+            async with self.publisher.room():
+                for name, learner in self.learners.items():
+                    if rows[name]:
+                        lag = staleness(rows[name], learner.version)
+                        done = await asyncio.to_thread(learner.step, rows[name])
+                        stats[name] = replace(done, metrics={**done.metrics, **lag})
         faults.point("learn.done")
-        with self.meter.time("publish"):
-            await publish(self.runtime, self.learners)
+        if self.publisher.is_due(self.batch + 1) or self.evaluates_at(self.batch + 1):
+            with self.meter.time("publish"):
+                await self.publisher.publish(self.batch + 1)
         faults.point("publish.done")
         return stats
 
@@ -188,10 +198,3 @@ class Training:
             with self.meter.time("evaluate"):
                 groups = await held_out(self.runtime, self.batch)
             self.meter.evaluated(self.batch, groups)
-
-
-async def publish(runtime: Runtime[Any, Any], learners: Mapping[str, Learner]) -> None:
-    """Serves every policy with its learner's weights."""
-    for name, learner in learners.items():
-        faults.point("publish.begun")
-        await runtime.engine.publish(name, learner.weights(), learner.version)

@@ -26,10 +26,10 @@ ALL_CODE = [
 # from the top of the house to its ground; a module may import its own floor and those below
 FLOORS = (
     ("cli",),
-    ("train", "serve", "view", "doctor", "report"),
+    ("train", "serve", "view", "doctor", "parity", "report"),
     ("evaluate", "setup"),
     ("edit",),
-    ("run", "meter"),
+    ("run", "meter", "admission", "publish"),
     ("runtime", "config", "resolve", "metrics", "testing", "exchange"),
     ("experiment",),
     ("team", "agent", "toolcall", "workflow"),

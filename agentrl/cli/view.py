@@ -79,7 +79,7 @@ def tree(store: Store, arguments: argparse.Namespace) -> None:
     from agentrl.view.tokens import Vocabularies
 
     episode = store.episode(arguments.episode)
-    credit = recorded_credit(store, [episode], within=max_staleness(arguments.folder))[episode.id]
+    credit = recorded_credit(store, [episode], within=batches_later(arguments.folder))[episode.id]
     vocabularies = Vocabularies.read(arguments.folder, episode.turns) if arguments.context else None
     print_tree(episode, arguments, vocabularies.decode if vocabularies is not None else None, credit)
     for problem in vocabularies.problems if vocabularies is not None else ():
@@ -112,16 +112,19 @@ def shown(store: Store, folder: Path, ids: Sequence[str]) -> list[Shown]:
     from agentrl.view.tokens import Vocabularies
 
     episodes = {name: store.episode(name) for name in ids}
-    credit = recorded_credit(store, episodes.values(), within=max_staleness(folder))
+    credit = recorded_credit(store, episodes.values(), within=batches_later(folder))
     vocabularies = Vocabularies.read(folder, [turn for episode in episodes.values() for turn in episode.turns])
     heads = store.heads(EpisodeFilter(ids=tuple(ids)))
     return [Shown(episodes[head.id], head.split, head.step, credit[head.id], vocabularies) for head in heads]
 
 
-def max_staleness(folder: Path) -> int:
-    """Of the run's experiment; 0 for a store that stands alone."""
+def batches_later(folder: Path) -> int:
+    """Batches after the one it was begun in, in which an episode of the run may have been trained.
+
+    A group may wait for `limits.concurrency` before it samples, about as long again as its tokens may be old.
+    """
     file = folder / "experiment.json"
-    return int(json.loads(file.read_text())["experiment"]["max_staleness"]) if file.is_file() else 0
+    return 2 * int(json.loads(file.read_text())["experiment"]["max_staleness"]) if file.is_file() else 0
 
 
 def write(file: Path, text: str) -> None:

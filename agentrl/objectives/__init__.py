@@ -2,9 +2,10 @@
 
 from agentrl.objectives.clipped import Clipped
 from agentrl.objectives.contract import Entries, Objective
+from agentrl.objectives.correction import Masked, Truncated
 from agentrl.objectives.nll import NLL
 
 OBJECTIVES: dict[str, type[Clipped] | type[NLL]] = {"clipped": Clipped, "nll": NLL}
 """By the short name that the command line and run folders use."""
 
-__all__ = ["NLL", "OBJECTIVES", "Clipped", "Entries", "Objective"]
+__all__ = ["NLL", "OBJECTIVES", "Clipped", "Entries", "Masked", "Objective", "Truncated"]

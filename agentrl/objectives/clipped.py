@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from agentrl.errors import UserError
 from agentrl.objectives.contract import Entries
+from agentrl.objectives.correction import MAX_LOG_RATIO, Masked, Truncated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped here (as verl does), so that one stale token cannot overflow the rest."""
 MAX_KL = 10.0
 
 
@@ -31,6 +30,10 @@ class Clipped:
 
     KL is k3, e^d - d - 1 with d = log(reference / pi) (Schulman's estimator; verl's low_var_kl), against the recorded
     reference if the batch has one, else against the behaviour policy.
+
+    `correction` takes the ratio against the learner's own policy before the update, pi_old, and weighs each token by what
+    pi_old has drifted from the behaviour policy, without gradient (decoupled PPO; Hilton et al. 2022, AReaL). A batch has one
+    update, so the ratio is 1 then, and nothing is clipped but those weights.
     """
 
     low: float = 0.2
@@ -40,6 +43,7 @@ class Clipped:
     aggregate: Literal["token", "row", "episode"] = "token"
     kl: float = 0.0
     entropy: float = 0.0
+    correction: Truncated | Masked | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= 1 or self.high < 0:
@@ -73,12 +77,16 @@ class Clipped:
         logprobs = entries.logprobs
         advantage = entries.advantage.to(logprobs.dtype)
         gap = logprobs - entries.behaviour.to(logprobs.dtype)
-        log_ratio = self._shared(gap, entries).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        since = gap if self.correction is None else logprobs - logprobs.detach()
+        log_ratio = self._shared(since, entries).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio = log_ratio.exp()
         plain, clipped = -ratio * advantage, -ratio.clamp(1 - self.low, 1 + self.high) * advantage
         losses = torch.maximum(plain, clipped)
         if self.dual is not None:
             losses = torch.where(advantage < 0, torch.minimum(losses, -self.dual * advantage), losses)
+        corrected = None if self.correction is None else self.correction(gap, entries)
+        if corrected is not None:
+            losses = losses * corrected.weight
         anchor = entries.behaviour if entries.reference is None else entries.reference
         if self.kl:
             losses = losses + self.kl * k3(logprobs, anchor.to(logprobs.dtype))
@@ -100,7 +108,10 @@ class Clipped:
                 metrics["kl/reference"] = float(k3(logprobs, anchor.to(logprobs.dtype)).mean())
             if entries.entropy is not None:
                 metrics["entropy"] = float(entries.entropy.mean())
-        return self._mean(losses, entries), metrics
+            if corrected is not None:
+                behind = self._shared(gap, entries).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+                metrics |= {"ratio/mean": float(behind.mean()), "ratio/max": float(behind.max()), **corrected.metrics}
+        return self._mean(losses, entries, None if corrected is None else corrected.kept), metrics
 
     def _shared(self, gap: Tensor, entries: Entries) -> Tensor:
         """The log-ratio of each token: its own, or the mean over its turn or row."""
@@ -109,15 +120,19 @@ class Clipped:
         unit = entries.turn if self.ratio == "turn" else entries.row
         return _group_means(gap, unit, None)[unit]
 
-    def _mean(self, losses: Tensor, entries: Entries) -> Tensor:
+    def _mean(self, losses: Tensor, entries: Entries, kept: Tensor | None) -> Tensor:
+        """Of the tokens that are `kept`; None = all. Where none is, the loss is 0."""
         weight = entries.weight.to(losses.dtype)
+        trained = weight if kept is None else weight * kept
         if self.aggregate == "token":
-            return (weight * losses).sum() / weight.sum()
-        unit = entries.row if self.aggregate == "row" else entries.episode
-        means = _group_means(losses, unit, weight)
-        # The weight of a unit is the mean weight of its tokens: for a row, its own.
-        units = _group_means(weight, unit, None)
-        return (units * means).sum() / units.sum()
+            total, count = (trained * losses).sum(), trained.sum()
+        else:
+            unit = entries.row if self.aggregate == "row" else entries.episode
+            means = _group_means(losses, unit, trained)
+            # The weight of a unit is the mean weight of its tokens: for a row, its own.
+            units = _group_means(weight, unit, None if kept is None else kept.to(weight.dtype))
+            total, count = (units * means).sum(), units.sum()
+        return total / (count if kept is None else _or_one(count))
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
@@ -132,4 +147,9 @@ def _group_means(values: Tensor, unit: Tensor, weight: Tensor | None) -> Tensor:
     factor = weight if weight is not None else values.new_ones(len(values))
     sums = values.new_zeros(count).index_add(0, unit, values * factor)
     totals = values.new_zeros(count).index_add(0, unit, factor)
-    return sums / totals.where(totals != 0, totals.new_ones(()))
+    return sums / _or_one(totals)
+
+
+def _or_one(totals: Tensor) -> Tensor:
+    """The totals, 1 in the place of 0."""
+    return totals.where(totals != 0, totals.new_ones(()))

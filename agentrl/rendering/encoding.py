@@ -13,12 +13,15 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 BREAK = "\ufdd0"
 
 SENTINEL = "zqSENTINELqz"
 """Stands for what was sampled when a template is rendered: nothing it would trim, split or escape. No message can hold it."""
+
+LONG = 1 << 14
+"""Characters from which a text is encoded without the GIL, so that other threads go on meanwhile."""
 
 Value = TypeVar("Value")
 
@@ -113,9 +116,14 @@ class Encoder:
             return [], []
         anchor = None if after is None else self.special.get(after)
         if anchor is not None:
-            encoding = self._tokenizer.encode(anchor + text, add_special_tokens=False)
+            encoding = self._encoded(anchor + text)
             ids = encoding.ids
             if ids[0] == after:
                 return ids[1:], [start - len(anchor) for start, _ in encoding.offsets[1:]]
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encoded(text)
         return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def _encoded(self, text: str) -> Encoding:
+        if len(text) < LONG:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]  # without the GIL, unlike `encode`

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from agentrl.errors import UserError
 from agentrl.rendering.compare import shared_text
-from agentrl.rendering.contract import Conversation, Message, ToolRequest
+from agentrl.rendering.contract import Conversation, Message, ToolRequest, ToolSpec
 from agentrl.rendering.dialect import RENDER_ERRORS, probe
 from agentrl.rendering.encoding import SENTINEL, Encoder
 from agentrl.rendering.jinja import ChatTemplate
@@ -61,6 +61,8 @@ class Form:
         self._user: Entry = {"role": "user", "content": self.dialect.content("u")}
         self._said: Entry = {"role": "assistant", "content": self.dialect.content("a")}
         self._scenes: dict[tuple[object, ...], _Scene | None] = {}
+        self._shielded: dict[tuple[int, ...], tuple[tuple[ToolSpec, ...], list[Entry]]] = {}
+        """By the identities of the tools, which stay theirs while they are kept here."""
 
     def render(self, conversation: Conversation, count: int | None = None, *, prompt: bool) -> str:
         """The text of the first `count` messages (all), breaks included."""
@@ -128,7 +130,15 @@ class Form:
         return {**self._args, **conversation.template_args} if conversation.template_args else self._args
 
     def _tools(self, conversation: Conversation) -> list[Entry] | None:
-        return [self.encoder.shield_json(tool.as_openai()) for tool in conversation.tools] or None
+        if not conversation.tools:
+            return None
+        key = tuple(map(id, conversation.tools))
+        if key not in self._shielded:
+            if len(self._shielded) >= KINDS:
+                self._shielded.clear()
+            shielded = [self.encoder.shield_json(tool.as_openai()) for tool in conversation.tools]
+            self._shielded[key] = conversation.tools, shielded
+        return self._shielded[key][1]
 
     def _entries(self, messages: Sequence[Message]) -> list[Entry]:
         entries: list[Entry] = []

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from agentrl.episode import IntArray, Segment, token_ids
 from agentrl.errors import UserError
 from agentrl.rendering.compare import classify_break, count_deviation, shared_ids, shared_text
@@ -96,7 +98,8 @@ class TemplateRenderer:
 
     def decode(self, ids: IntArray | Sequence[int]) -> str:
         """The text of the ids, special tokens included."""
-        return self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=False)
+        numbers = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        return self._tokenizer.decode(numbers, skip_special_tokens=False)
 
     def sampled(self, conversation: Conversation, ids: IntArray) -> Parsed:
         """Takes a sampled turn into the path as it is, and reads it. `Parsed.raw` is all of it, stop token included."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from agentrl.episode import digest_ids, token_ids
-from agentrl.errors import UserError
+from agentrl.errors import UserError, capture
 from agentrl.rendering.compare import count_deviation, shared_text
 from agentrl.rendering.contract import Conversation, Message, ToolRequest, ToolSpec
 from agentrl.rendering.dialect import Dialect
@@ -33,6 +33,8 @@ class TemplateBreak:
     before: str
     after: str
     """The two texts from a little before the place on; for "tokens" the number of tokens that differ."""
+    where: str = ""
+    """Which message is written otherwise, and with which other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,9 @@ class TemplateReport:
         lines = [
             f"template {self.template_id[:8]}: {head}; parser {self.parser}; stops at {' '.join(self.stop_tokens) or 'nothing'}"
         ]
-        lines += [f"  {part.kind} ({part.case}): {part.before!r} became {part.after!r}" for part in self.breaks]
+        for part in self.breaks:
+            where = f", {part.where}" if part.where else ""
+            lines.append(f"  {part.kind} ({part.case}){where}: {part.before!r} became {part.after!r}")
         lines += [f"  refused {reason}" for reason in self.refused]
         lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -134,15 +138,30 @@ def _text_breaks(
             continue
         prompted, answered = text(index, True), text(index + 1, False)
         answered = _up_to_stop(renderer, answered)
-        pairs: list[tuple[Literal["prompt", "history"], str, str]] = [("prompt", prompted, answered)]
+        pairs: list[tuple[Literal["prompt", "history"], str, str, int]] = [("prompt", prompted, answered, index)]
         for later in range(index + 2, len(messages) + 1):
             if later == len(messages) or messages[later].role == "assistant":
-                pairs.append(("history", answered, text(later, True)))
-        for kind, before, after in pairs:
+                pairs.append(("history", answered, text(later, True), later - 1))
+        for kind, before, after, last in pairs:
             if not after.startswith(before) and kind not in breaks:
-                at = max(0, shared_text(before, after) - 20)
-                breaks[kind] = TemplateBreak(case, kind, before[at : at + 80], after[at : at + 80])
+                place = shared_text(before, after)
+                at = max(0, place - 20)
+                changed = next((n for n in range(index) if place < len(_shown(text, n + 1))), index)
+                how = "is not what its prompt began" if kind == "prompt" else f"changes when {_named(messages, last)} follows"
+                where = f"{_named(messages, changed)} {how}"
+                breaks[kind] = TemplateBreak(case, kind, before[at : at + 80], after[at : at + 80], where)
     return list(breaks.values())
+
+
+def _shown(text: Callable[[int, bool], str], count: int) -> str:
+    """The first messages alone; nothing where the template refuses them without the rest."""
+    with capture():
+        return text(count, False)
+    return ""
+
+
+def _named(messages: Sequence[Message], index: int) -> str:
+    return f"message {index + 1} ({messages[index].role})"
 
 
 def _up_to_stop(renderer: TemplateRenderer, text: str) -> str:

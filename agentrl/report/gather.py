@@ -130,6 +130,11 @@ class Gathered:
         """(step, value) of a metric, where it was measured."""
         return [(step.step, step.values[name]) for step in self.steps if name in step.values]
 
+    def policies(self, metric: str) -> list[str]:
+        """What stands before the name of a learner's metric: nothing, or with several policies "NAME/" for each."""
+        names = dict.fromkeys(name for step in self.steps for name in step.values)
+        return [name.removesuffix(metric) for name in names if name == metric or name.endswith(f"/{metric}")]
+
     def total(self, name: str) -> float:
         """Sum of a metric over all steps."""
         return sum(value for _, value in self.series(name) if value == value)

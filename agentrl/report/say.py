@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agentrl.metrics.console import duration
+from agentrl.metrics.trend import Trend
 from agentrl.report.gather import Gathered, Seen
 
 SLOW_LAG = 0.1
@@ -104,6 +105,42 @@ def of_drift(gathered: Gathered) -> tuple[bool, str]:
     if drifted:
         return False, f"drift: in {number(drifted)} sampled turns the engine saw other tokens than the record holds"
     return True, f"no drift: the engine saw the recorded tokens in every one of {number(turns)} turns"
+
+
+def of_gap(gathered: Gathered) -> Iterator[str]:
+    """A sentence for each policy: how far its learner's log-probs are from the engine's, and whether that grows."""
+    for policy in gathered.policies("gap/mean"):
+        means = [value for _, value in gathered.series(f"{policy}gap/mean") if value == value]
+        most = max(gathered.series(f"{policy}gap/max"), key=lambda point: point[1] if point[1] == point[1] else -1.0)
+        if means:
+            name = f" of {policy.rstrip('/')}" if policy else ""
+            gap = f"the gap between engine and learner{name} is {sum(means) / len(means):.2g} on average"
+            grows = trend(Trend(gathered.series(f"{policy}gap/mean")))
+            yield f"{gap}, at most {most[1]:.2g} (batch {most[0]:.0f}); its mean {grows}"
+
+
+def trend(line: Trend) -> str:
+    """Whether a number grows."""
+    if not line.known:
+        return "has too few steps for a trend"
+    if line.flat:
+        return f"is flat ({line.slope:+.1g} a step, ± {line.error:.1g})"
+    return f"{'grows' if line.slope > 0 else 'shrinks'} by {abs(line.slope):.2g} a step (± {line.error:.1g})"
+
+
+def of_staleness(gathered: Gathered) -> str:
+    """How old the weights were that sampled what was trained."""
+    policies = gathered.policies("staleness/mean")
+    means = [value for policy in policies for _, value in gathered.series(f"{policy}staleness/mean") if value == value]
+    if not means:
+        return "the age of trained tokens was not measured in this run"
+    most = max(value for policy in policies for _, value in gathered.series(f"{policy}staleness/max") if value == value)
+    dropped = gathered.total("stale/dropped")
+    refused = f"; {number(dropped)} group{'s were' if dropped != 1 else ' was'} refused as too old" if dropped else ""
+    if not most:
+        return f"every trained token was drawn by the weights that learned from it{refused}"
+    mean = sum(means) / len(means)
+    return f"trained tokens were drawn {mean:.2g} learner steps before on average, at most {number(most)}{refused}"
 
 
 def of_tokens(gathered: Gathered) -> str:

@@ -13,9 +13,17 @@ from agentrl.report.gather import Gathered, Seen
 from agentrl.report.svg import WIDE, Line, bar_chart, line_chart, share_bar
 from agentrl.view.html.markup import Markup, tag
 
+_PARITY = {
+    "log-probs: learner minus engine": ("gap/mean", "gap/max"),
+    "learner steps since a trained token was drawn": ("staleness/mean", "staleness/max"),
+}
+_PARITY_NOTE = (
+    "On policy the gap is the rounding of two programs, and stays where it is. Where trained tokens are some steps old it "
+    "holds what was learned since, too."
+)
 SLOWEST = 12
 """Episodes in the table of stragglers."""
-_SECOND_POLICIES = ("loss", "entropy", "kl/k1", "kl/k3", "clip/fraction", "grad_norm", "ratio/max", "gap/max", "lr")
+_SECOND_POLICIES = ("loss", "entropy", "kl/k1", "kl/k3", "clip/fraction", "grad_norm", "ratio/max", "lr")
 """What a learner tells of each step; with several policies each name stands behind its policy's."""
 
 
@@ -111,7 +119,8 @@ def where_time_went(gathered: Gathered) -> list[Markup]:
         for stage, seconds in sorted(spent.items(), key=lambda item: -item[1])
     ]
     note = (
-        "Stages of a training that samples ahead (max_staleness above 0) run side by side, and may sum to more than the clock."
+        "Rollout is the time in which the learner waits for episodes; a training that samples ahead (max_staleness above 0) "
+        "samples under the other stages, too."
     )
     return [
         _sentence(say.of_time(gathered)),
@@ -164,9 +173,14 @@ def loop_lag(gathered: Gathered) -> list[Markup]:
 
 
 def drift(gathered: Gathered) -> list[Markup]:
-    """Whether the engine saw the recorded tokens."""
+    """Whether the engine saw the recorded tokens, computes what the learner computes, and with how old weights."""
     sound, text = say.of_drift(gathered)
     parts = [tag("p", f"{text[0].upper()}{text[1:]}.", class_=f"verdict {'good' if sound else 'bad'}")]
+    parts += [_sentence(text) for text in say.of_gap(gathered)] + [_sentence(say.of_staleness(gathered))]
+    panels = [_panel(title, _of_policies(gathered, metrics)) for title, metrics in _PARITY.items()
+              if gathered.policies(metrics[0])]  # fmt: skip
+    if panels:
+        parts += [_panels(panels), tag("p", _PARITY_NOTE, class_="dim")]
     untrained = gathered.episodes.untrained
     if untrained:
         parts.append(_table(("turns never trained, by reason", "#turns"),
@@ -279,6 +293,16 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = -
     top = tag("tr", *(tag("th", head.lstrip("#"), class_=kind) for head, kind in zip(heads, kinds, strict=True)))
     body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
     return tag("div", tag("table", tag("thead", top), tag("tbody", *body)), class_="scroll")
+
+
+def _of_policies(gathered: Gathered, metrics: Sequence[str]) -> Markup:
+    """Lines of some metrics of each policy; the last of them broad, for it lies above the others."""
+    lines = [
+        Line(f"{policy}{metric.rpartition('/')[2]}", gathered.series(f"{policy}{metric}"), broad=metric == metrics[-1])
+        for policy in gathered.policies(metrics[0])
+        for metric in metrics
+    ]
+    return line_chart(lines, least=0.0)
 
 
 def _bar(share: float) -> Markup:

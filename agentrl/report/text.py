@@ -18,6 +18,8 @@ def summarise(gathered: Gathered) -> str:
         ("stragglers", say.of_stragglers(gathered)),
         ("loop lag", say.of_lag(gathered)),
         ("drift", say.of_drift(gathered)[1]),
+        *(("drift", line) for line in say.of_gap(gathered)),
+        ("staleness", say.of_staleness(gathered)),
         ("tokens", say.of_tokens(gathered)),
         *(("tools", line) for line in say.of_tools(gathered)),
         *(("failures", line) for line in say.of_failures(gathered)),

@@ -112,8 +112,8 @@ class Store(Protocol):
         """Adds a reward to an episode that may have ended long ago."""
         ...
 
-    def commit_step(self, step: StoredStep) -> None:
-        """The rows and the version they started from, in one transaction."""
+    def commit_step(self, *steps: StoredStep) -> None:
+        """The rows and the version they started from, of one batch's policies in one transaction."""
         ...
 
     def put_blob(self, data: bytes) -> str:

@@ -166,27 +166,30 @@ class SQLiteStore:
             self._put(writer, Entry([("reward", row)], size=128))
             self._next_reward += 1
 
-    def commit_step(self, step: StoredStep) -> None:
-        """Queues a step, all in one transaction. A repetition is passed over, other content is a `StoreError`."""
+    def commit_step(self, *steps: StoredStep) -> None:
+        """Queues steps, all in one transaction. A repetition is passed over, other content is a `StoreError`."""
         with self._lock:
             writer = self._writing()
-            blobs: list[Row] = []
-            row, rows = encode_step(self._next_step, step, blobs)
-            digest = self._step_digest(step.policy, step.step)
-            if digest == row[3]:
+            entry, blobs, new = Entry([]), list[Row](), dict[tuple[str, int], bytes]()
+            for step in steps:
+                row, rows = encode_step(self._next_step + len(new), step, blobs)
+                digest = self._step_digest(step.policy, step.step)
+                if digest == row[3]:
+                    continue
+                if digest is not None:
+                    raise StoreError(
+                        f"step {step.step} of policy {step.policy!r} is committed already, with other content; "
+                        "go on from the last committed step instead of repeating it"
+                    )
+                entry.rows += [("step", row), *(("step_row", each) for each in rows)]
+                entry.size += sum(128 + len(each[5]) for each in rows)
+                new[step.policy, step.step] = row[3]
+            if not new:
                 return
-            if digest is not None:
-                raise StoreError(
-                    f"step {step.step} of policy {step.policy!r} is committed already, with other content; "
-                    "go on from the last committed step instead of repeating it"
-                )
-            entry = Entry(
-                [("step", row), *(("step_row", each) for each in rows)], size=sum(128 + len(each[5]) for each in rows)
-            )
             self._add_blobs(entry, blobs)
             self._put(writer, entry)
-            self._next_step += 1
-            self._new_steps[step.policy, step.step] = row[3]
+            self._next_step += len(new)
+            self._new_steps |= new
 
     def put_blob(self, data: bytes) -> str:
         """Queues bytes, stored once however often they come; gives their digest, 64 hex digits."""

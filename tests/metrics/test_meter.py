@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agentrl.episode import Episode, Failure, Group, Ledger
+from agentrl.learning.contract import StepStats
 from agentrl.meter import Meter, episode_metrics
 from agentrl.metrics import StepMetrics
 from agentrl.metrics.lag import EVERY, LoopLag, percentile
+from agentrl.metrics.trend import Trend
 from agentrl.resolve import resolve
 from agentrl.setup import open_sinks
 from agentrl_workflows.search_qa.experiment import search_qa
@@ -150,3 +155,36 @@ def test_given_sinks_stay_open_and_named_ones_are_closed(tmp_path: Path) -> None
     assert given.folder == tmp_path / "run"
     with open_sinks(experiment, tmp_path / "run", None) as opened:
         assert {"Console", "JSONL"} <= {type(sink).__name__ for sink in opened}
+
+
+def test_a_trend_is_the_line_of_least_squares_and_its_error() -> None:
+    rng = np.random.default_rng(0)
+    x = np.arange(1, 31, dtype=float)
+    y = 0.01 * x + 3 + rng.normal(0, 0.05, 30)
+    trend = Trend(zip(x, y, strict=True))
+    (slope, intercept), covariance = np.polyfit(x, y, 1, cov="unscaled")
+    left = ((y - slope * x - intercept) ** 2).sum() / 28
+    assert trend.slope == pytest.approx(slope, rel=1e-9)
+    assert trend.error == pytest.approx(math.sqrt(covariance[0, 0] * left), rel=1e-9)
+    assert not trend.flat
+    assert Trend(zip(x, rng.normal(0, 1, 30), strict=True)).flat
+    assert Trend([(1, 2.0), (2, 2.0), (3, 2.0)]).flat
+
+
+@pytest.mark.parametrize("points", [[], [(1, 1.0), (2, 2.0)], [(1, 1.0)] * 4, [(1, 1.0), (2, math.nan), (3, 2.0)]])
+def test_too_few_points_have_no_trend(points: list[tuple[float, float]]) -> None:
+    assert not Trend(points).known
+
+
+def test_the_gap_has_a_trend_from_the_third_step_and_refused_groups_are_counted_by_step() -> None:
+    kept: list[StepMetrics] = []
+    sink: Any = SimpleNamespace(write=kept.append, note=lambda text: None, close=lambda: None)
+    meter = Meter(search_qa("model"), [sink], 0)
+    group = a_group(an_episode("a", 1.0))
+    for batch, (gap, refused) in enumerate([(1e-5, 0), (2e-5, 3), (3e-5, 3), (4e-5, 7)], start=1):
+        stats = StepStats(0.0, 1, 1, 1, {"gap/mean": gap})
+        meter.step(batch, [group], {"p": stats}, refused=refused)
+    assert [step.values["stale/dropped"] for step in kept] == [0.0, 3.0, 0.0, 4.0]
+    assert ["gap/trend" in step.values for step in kept] == [False, False, True, True]
+    assert kept[-1].values["gap/trend"] == pytest.approx(1e-5)
+    assert kept[-1].values["gap/trend_error"] == pytest.approx(0.0, abs=1e-12)

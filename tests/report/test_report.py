@@ -248,3 +248,50 @@ def test_seconds_are_said_in_three_digits(value: float, text: str) -> None:
 )
 def test_sizes_are_said_in_three_digits(value: float, text: str) -> None:
     assert say.size(value) == text
+
+
+def parity(folder: Path, gaps: list[float], **values: float) -> str:
+    sink = JSONL(folder / "metrics.jsonl")
+    for step, gap in enumerate(gaps, start=1):
+        sink.write(StepMetrics(step, {"gap/mean": gap, "gap/max": 3 * gap, "drift": 0.0, **values}))
+    sink.close()
+    return summarise(gather(folder))
+
+
+def test_a_gap_that_stays_is_flat_and_one_that_grows_says_by_how_much(tmp_path: Path) -> None:
+    flat, growing = tmp_path / "flat", tmp_path / "growing"
+    noise = [1.0, -1.0, 0.5, -0.5, 1.0, -1.0, 0.5, -0.5]
+    for folder in (flat, growing):
+        folder.mkdir()
+    told = parity(flat, [1e-5 + 1e-7 * n for n in noise])
+    assert "the gap between engine and learner is 1e-05 on average, at most 3e-05 (batch 1); its mean is flat" in told
+    told = parity(growing, [1e-5 + 2e-6 * step + 1e-7 * n for step, n in enumerate(noise)])
+    assert re.search(r"at most 7\.2e-05 \(batch 8\); its mean grows by 2e-06 a step \(± \de-08\)", told), told
+    section = Page(page(gather(growing))).sections["drift"]
+    assert "its mean grows by 2e-06 a step" in section
+    assert "step 8: max" in section and "step 8: mean" in section, "the picture of the gap"
+
+
+def test_too_few_steps_have_no_trend(tmp_path: Path) -> None:
+    assert "has too few steps for a trend" in parity(tmp_path, [1e-5, 2e-5])
+
+
+def test_with_several_policies_each_has_its_gap(tmp_path: Path) -> None:
+    write_metrics(
+        tmp_path, range(1, 5), **{"asker/gap/mean": 1e-5, "asker/gap/max": 2e-5, "judge/gap/mean": 0.1, "judge/gap/max": 0.2}
+    )
+    told = summarise(gather(tmp_path))
+    assert "gap between engine and learner of asker is 1e-05" in told
+    assert "gap between engine and learner of judge is 0.1 on average, at most 0.2 (batch 1); its mean is flat" in told
+
+
+def test_the_age_of_trained_tokens_is_told(tmp_path: Path) -> None:
+    fresh = {"staleness/mean": 0.0, "staleness/max": 0.0, "stale/dropped": 0.0}
+    for name, values, words in (
+        ("none", {}, "the age of trained tokens was not measured"),
+        ("fresh", fresh, "drawn by the weights that learned from it\n"),
+        ("stale", {"staleness/mean": 0.75, "staleness/max": 3.0, "stale/dropped": 2.0},
+         "drawn 0.75 learner steps before on average, at most 3; 6 groups were refused as too old"),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        assert words in parity(tmp_path / name, [1e-5] * 3, **values)

@@ -287,6 +287,19 @@ def test_a_repeated_step_is_passed_over_and_a_differing_one_refused(tmp_path: Pa
         assert list(store.steps("solver")) == [STEP]
 
 
+def test_of_several_steps_all_are_committed_or_none(tmp_path: Path) -> None:
+    other = replace(STEP, policy="other")
+    with SQLiteStore(tmp_path / "s.db") as store:
+        store.commit_step(STEP)
+        with pytest.raises(StoreError, match="step 4 of policy 'solver' is committed already"):
+            store.commit_step(other, replace(STEP, stats={}))
+        store.flush_sync()
+        assert list(store.steps("other")) == []
+        store.commit_step(other, STEP)
+        store.flush_sync()
+        assert list(store.steps("other")) == [other]
+
+
 async def test_flush_makes_all_queued_before_readable(tmp_path: Path) -> None:
     with SQLiteStore(tmp_path / "s.db") as store:
         store.begin(make_head())

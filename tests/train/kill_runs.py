@@ -2,7 +2,8 @@
 
     python -m tests.train.kill_runs FOLDER CASE [CASE ...]        CASE = point:count, or @seed for a moment drawn from it
 
-Forks from one process that has everything imported, for speed. A 30-second run: set AGENTRL_KILL_STEPS=60.
+Forks from one process that has everything imported, for speed. A 30-second run: set AGENTRL_KILL_STEPS=60. With
+AGENTRL_KILL_STALENESS=2 episodes go on while weights change; such a run is held against its own recorded batches.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from agentrl import faults, train
 from agentrl.errors import capture
+from agentrl.learning.replay import relearn
+from agentrl.run import Run
+from agentrl.setup import open_learners
 from agentrl.store.sqlite import SQLiteStore
 from agentrl.transformer.weights import load_weights
 from tests.train.small import small, warmed
 
 STEPS = int(os.environ.get("AGENTRL_KILL_STEPS", "4"))
+STALENESS = int(os.environ.get("AGENTRL_KILL_STALENESS", "0"))
 
 
 def forked(body: Callable[[], None], *, kill_after: float | None = None) -> int:
@@ -44,9 +49,29 @@ def forked(body: Callable[[], None], *, kill_after: float | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def experiment(model: Path) -> Any:
+    return small(model, steps=STEPS, checkpoint_every=2, eval_every=2, max_staleness=STALENESS)
+
+
 def run(model: Path, out: Path, fault: str = "") -> None:
     faults.arm(fault)
-    asyncio.run(train(small(model, steps=STEPS, checkpoint_every=2, eval_every=2), out=out))
+    asyncio.run(train(experiment(model), out=out))
+
+
+def relearn_from_scratch(model: Path, out: Path) -> None:
+    """Fails unless the recorded batches, learned again, give the weights that the run ended with."""
+    learner = open_learners(experiment(model), Run.find(out).lineage)["searcher"]
+    with Run.find(out).store(read_only=True) as store:
+        relearn(store, "searcher", learner)
+        lags = [
+            step.before.step - span.version.step
+            for step in store.steps("searcher")
+            for row in step.rows
+            for turn in store.episode(row.episode).turns
+            for span in turn.versions
+        ]
+    assert max(lags) <= STALENESS, lags
+    assert digest_of(learner.weights()) == digest(out)
 
 
 def finished(out: Path) -> dict[str, Any]:
@@ -65,9 +90,12 @@ def finished(out: Path) -> dict[str, Any]:
 
 
 def digest(out: Path) -> str:
-    folder = sorted((out / "checkpoints" / "searcher").glob("step-*"))[-1]
+    return digest_of(load_weights(sorted((out / "checkpoints" / "searcher").glob("step-*"))[-1]))
+
+
+def digest_of(weights: Mapping[str, Any]) -> str:
     sum_ = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(load_weights(folder).items()):
+    for name, tensor in sorted(weights.items()):
         sum_.update(name.encode() + tensor.numpy().tobytes())
     return sum_.hexdigest()
 
@@ -100,6 +128,7 @@ def main() -> None:
             "finished_when_killed": len(before),
             "lost": sum(after_all.get(name) != episode for name, episode in before.items()),
             "same_episodes": after_all == want,
+            "relearned": again == 0 and forked(lambda out=out: relearn_from_scratch(model, out)) == 0,
         }
         print(json.dumps(report), flush=True)
         shutil.rmtree(out)

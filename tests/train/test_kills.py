@@ -36,6 +36,7 @@ def test_killed_at_a_named_point_a_run_ends_as_if_never_stopped(part: int, tmp_p
     for report in reports:
         assert report["killed"], f"{report} - the point was never reached"
         assert report["resumed"] and report["same_weights"] and report["same_episodes"] and report["lost"] == 0, report
+        assert report["relearned"], report
 
 
 @pytest.mark.timeout(400)
@@ -45,3 +46,4 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_stopped(part: int, tmp_path
     assert len(reports) == 5
     for report in reports:
         assert report["resumed"] and report["same_weights"] and report["same_episodes"] and report["lost"] == 0, report
+        assert report["relearned"], report
