@@ -5,13 +5,14 @@
 # make smoke    the whole loop in under a minute
 # make wheel    the wheel in a new environment: `agentrl demo --smoke` without the clone
 # make browser  the pages of `view` and `report` in Chromium
+# make engines  .engines: SGLang and vLLM, each in an environment of its own (once; 4.2 GB), and `make test-engines` runs them
 # make bench    the benchmarks, one table each (the learning study is apart: python benchmarks/search_qa.py)
 
 PY := .venv/bin/python
 OUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: demo install check test smoke wheel browser bench clean
+.PHONY: demo install check test smoke wheel browser engines test-engines bench clean
 
 .venv/.demo: pyproject.toml scripts/install.sh
 	@scripts/install.sh demo
@@ -45,8 +46,16 @@ browser: .venv/.dev
 wheel: .venv/.dev
 	@scripts/wheel.sh
 
+# real servers for the tests; a second call does nothing
+engines:
+	@scripts/engines.sh
+
+# the contract, weights and faults on real servers; no skips
+test-engines: .venv/.dev engines
+	AGENTRL_ENGINES=1 $(PY) -m pytest -n 0 tests/engines_real
+
 bench: .venv/.dev
 	@for program in $(filter-out benchmarks/search_qa.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(PY) $$program || exit 1; done
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache dist build
+	rm -rf .venv .engines .cache .pytest_cache .ruff_cache dist build

@@ -7,20 +7,25 @@ same time, again; until it answers or a limit says stop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from agentrl.context import Context, Full
 from agentrl.effect import digest_request
 from agentrl.episode import StopReason, Turn, token_ids
 from agentrl.errors import ContextOverflow, EngineError, UserError
-from agentrl.rendering.contract import Message, Parsed, ToolRequest
+from agentrl.rendering.contract import Conversation, Message, Parsed, Rendered, ToolRequest
 from agentrl.tool import Tool, as_tools
 from agentrl.toolcall import call_tool
 
 if TYPE_CHECKING:
     from agentrl.team import Sampled, Team
+
+LONG = 1 << 15
+"""Characters from which rendering takes several milliseconds. A record depends on it: the thread stands in the journal."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,12 @@ class Agent:
             value = getattr(self, limit)
             if value is not None and value < 1:
                 raise UserError(f"agent {self.name}: {limit} must be >= 1, got {value}")
-        as_tools(self.tools)
+        assert self.toolbox is not None  # refuses what is no tool
+
+    @cached_property
+    def toolbox(self) -> Mapping[str, Tool]:
+        """The tools by name."""
+        return as_tools(self.tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,15 @@ class Reply:
     stop: StopReason
     turn: Turn | None
     messages: tuple[Message, ...]
+
+
+_ONE = threading.Lock()
+
+
+def _alone(extend: Callable[[Conversation], Rendered], conversation: Conversation) -> Rendered:
+    """One at a time: beside several threads that want the interpreter the event loop would wait for each in turn."""
+    with _ONE:
+        return extend(conversation)
 
 
 class AgentRun:
@@ -128,10 +147,12 @@ class AgentRun:
     async def _sample(self, max_tokens: int) -> Parsed | None:
         conversation = self._conversation
         seat = self._seat
-        rendered = seat.renderer.extend(conversation)
-        if not self._agent.context.fits(conversation, 0, max_tokens, seat.engine.info.max_context):
-            return None
-        room = min(max_tokens, seat.engine.info.max_context - len(conversation.path))
+        rendered = await self._extended()
+        room = max_tokens
+        if not seat.takes_messages:
+            if not self._agent.context.fits(conversation, 0, max_tokens, seat.engine.info.max_context):
+                return None
+            room = min(max_tokens, seat.engine.info.max_context - len(conversation.path))
         prompt = token_ids(conversation.path)
         self._last = await self._team.sample(
             self._agent, rendered, prompt, after=self._last, max_tokens=room, state=self._state
@@ -139,6 +160,13 @@ class AgentRun:
         sampled = self._last.turn.sampled_ids
         self._sampled += len(sampled)
         return seat.renderer.sampled(conversation, sampled)
+
+    async def _extended(self) -> Rendered:
+        """The path with the new messages. Much text is tokenised in a thread, which no other episode has to wait for."""
+        conversation, extend = self._conversation, self._seat.renderer.extend
+        if sum(len(message.content) for message in conversation.messages[conversation.rendered :]) < LONG:
+            return extend(conversation)
+        return await asyncio.to_thread(_alone, extend, conversation)
 
     async def _call(self, turn: Turn, requests: Sequence[ToolRequest]) -> list[Message]:
         """Runs the calls at the same time; their replies join the conversation in the order of the calls."""

@@ -215,8 +215,8 @@ class Column:
 class Turn:
     """One sampled model output. Times are seconds since the episode began.
 
-    `id` is the key of the journal's effect that sampled it, unique in the episode. A turn of an engine without ids holds
-    `text` only (`sampled_ids` empty, `trainable` false).
+    `id` is the key of the journal's effect that sampled it, unique in the episode. The ids of a turn of an engine
+    without token ids are the bytes of its messages, and it is `untrained`.
     """
 
     id: str

@@ -11,6 +11,7 @@ from typing import Any
 
 from agentrl.edit import Edit, Sheet
 from agentrl.effect import Effect
+from agentrl.engines.specs import own_renderer
 from agentrl.episode import Episode, Group
 from agentrl.errors import UserError, unwrapped
 from agentrl.experiment import Experiment
@@ -163,7 +164,8 @@ def open_sheet(experiment: Experiment[Any, Any], run: str | Path, episode: str, 
     policy = stored.turns[after_turn - 1].policy if after_turn else next(iter(experiment.by_name))
     if policy not in experiment.by_name:
         raise UserError(f"{episode} was sampled by policy {policy!r}; the experiment has {', '.join(experiment.by_name)}")
-    renderer = open_renderer(experiment.by_name[policy], models_of(experiment, run)[policy])
+    own = own_renderer(experiment.engine, policy)
+    renderer = own or open_renderer(experiment.by_name[policy], models_of(experiment, run)[policy])
     agents = experiment.workflow.agents
     return Sheet(stored, journal, after_turn, cut, renderer, agents)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config import experiment_json
+from agentrl.engines.specs import own_renderer
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
@@ -34,6 +35,13 @@ def check(experiment: Experiment[Any, Any]) -> None:
     if not trained:
         raise UserError("all policies are frozen; nothing would be trained")
     for policy in experiment.by_name.values():
+        if own_renderer(experiment.engine, policy.name) is not None:
+            if policy.frozen:
+                continue
+            raise UserError(
+                f"policy {policy.name!r} is to be trained, but its engine gives no token ids; freeze it (frozen=True), or "
+                "serve it with an engine that gives them"
+            )
         if not str(policy.model):
             raise UserError(
                 f"policy {policy.name!r} has no model; Policy({policy.name!r}, model=FOLDER) or --set policies.model=FOLDER"
@@ -47,7 +55,10 @@ def check(experiment: Experiment[Any, Any]) -> None:
             f"{method} compares at least {needs.group} episodes of a task, the rollout plan gives {experiment.rollout.size}; "
             f"--set rollout.size={needs.group}"
         )
-    lacking = [name for name in ("entropy", "reference_rewards", "candidates") if getattr(needs, name)] + list(needs.probes)
+    if needs.forks and not experiment.rollout.forks:
+        method, plan = type(experiment.credit).__name__, type(experiment.rollout).__name__
+        raise UserError(f"{method} compares rollouts that branch, {plan} gives none; --set rollout=random_tree")
+    lacking = [name for name in ("reference_rewards", "candidates") if getattr(needs, name)] + list(needs.probes)
     if lacking:
         raise UserError(f"{type(experiment.credit).__name__} needs {', '.join(lacking)} recorded, which nothing here records")
 

@@ -36,6 +36,10 @@ class Seat:
     renderer: Renderer
     sampling: Sampling
     retries: int = 2
+    takes_messages: bool = False
+    """Its engine takes messages: ids are their bytes, and say nothing of its context."""
+    columns: tuple[str, ...] = ()
+    """Per-token columns that are recorded with each turn."""
 
 
 class Team:
@@ -144,8 +148,10 @@ class Team:
                 seed=asked.seed,
                 forced=token_ids(asked.forced),
                 session=asked.episode,
+                columns=seat.columns,
             )
-            return Outcome(turn=draft.turn(seat, asked, prompt, await seat.engine.generate(request)))
+            generation = await seat.engine.generate(request)
+            return Outcome(turn=draft.turn(seat, asked, prompt, generation), costs=generation.costs)
 
         async def abandon(asked: Asked) -> None:
             await seat.engine.abort(f"{asked.episode}|{asked.id}")
@@ -206,7 +212,9 @@ class _Draft:
         """The turn. Where the tokens are not what they should be it is kept, begins a context anew, and is never trained."""
         rendered, forced = self.rendered, len(asked.forced)
         parent, context, untrained = self._behind(prompt)
-        if generation.text is None and generation.digest != digest_ids(prompt, generation.ids):
+        if generation.text is not None:
+            untrained = "its engine gives no token ids"
+        elif generation.digest != digest_ids(prompt, generation.ids):
             untrained = "the engine saw other token ids than the record holds"
         return Turn(
             id=asked.id,
@@ -266,4 +274,5 @@ class Role:
         messages = [Message("user", message)] if isinstance(message, str) else list(message)
         if prompt:
             messages.insert(0, Message("system", prompt))
-        return await AgentRun(self._team, self._agent, messages, as_tools(self._agent.tools if tools is None else tools)).run()
+        toolbox = self._agent.toolbox if tools is None else as_tools(tools)
+        return await AgentRun(self._team, self._agent, messages, toolbox).run()

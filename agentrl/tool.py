@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from agentrl.episode import EMPTY_MAP
@@ -63,7 +64,7 @@ class Tool:
         if self.retries and not self.idempotent:
             raise UserError(f"tool {self.name}: retries={self.retries} needs idempotent=True, for a retry repeats the call")
 
-    @property
+    @cached_property
     def spec(self) -> ToolSpec:
         """The tool as the model sees it."""
         return ToolSpec(self.name, self.description, self.parameters)

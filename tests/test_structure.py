@@ -25,7 +25,7 @@ ALL_CODE = [
 
 # from the top of the house to its ground; a module may import its own floor and those below
 FLOORS = (
-    ("cli",),
+    ("cli", "__main__"),
     ("train", "serve", "view", "doctor", "parity", "report"),
     ("evaluate", "setup"),
     ("edit",),

@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 def short_names(field: str) -> Mapping[str, Any] | None:
     """The short names that a field called so takes; None if it takes none."""
     from agentrl.credit import ESTIMATORS
-    from agentrl.engines.specs import Local, SGLang
+    from agentrl.engines.specs import VLLM, Local, OpenAI, SGLang
     from agentrl.learning.optimisers import AdamW, Muon
     from agentrl.learning.schedules import Constant, Cosine, Linear
     from agentrl.objectives import OBJECTIVES
-    from agentrl.rollout import Independent
+    from agentrl.rollout import PLANS
     from agentrl.transforms import TRANSFORMS
 
     tables: dict[str, Mapping[str, Any]] = {
         "credit": ESTIMATORS,
         "transforms": TRANSFORMS,
         "objective": OBJECTIVES,
-        "rollout": {"independent": Independent},
-        "engine": {"local": Local, "sglang": SGLang},
+        "rollout": PLANS,
+        "engine": {"local": Local, "openai": OpenAI, "sglang": SGLang, "vllm": VLLM},
         "optimiser": {"adamw": AdamW, "muon": Muon},
         "schedule": {"constant": Constant, "linear": Linear, "cosine": Cosine},
     }

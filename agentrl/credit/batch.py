@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from agentrl.errors import UserError
 MASKED = "masked"
 """Key in `Batch.extras`: bool (T,), true for turns that are in the statistics and are not trained (overlong episodes)."""
 
+_Amounts: TypeAlias = tuple[float, float]
+"""All that a turn was given, and the part of it that was given to an agent."""
+
 
 def to_batch(groups: Sequence[Group], *, agents: Collection[str] | None = None, train_overlong: bool = False) -> Batch:
     """The columns of these groups, in order of group, episode, turn.
@@ -22,15 +26,16 @@ def to_batch(groups: Sequence[Group], *, agents: Collection[str] | None = None, 
     statistic. Overlong ones stay in every statistic; their turns are trained only with `train_overlong`. Of the others come
     all turns that may be trained, of the given agents (None = all). Rewards without a turn of their own here find one: an
     agent's end rewards its last turn, those of an untrained turn the last one before it (the same agent's, if given to an
-    agent). `UserError` for a reward that is not finite, and for a group or an episode that occurs twice.
+    agent). `UserError` for a reward that is not finite, and for a group or an episode that occurs twice
+    (a replayed one may).
     """
     finished = [(index, episode) for index, group in enumerate(groups) for episode in group.finished]
     _check_names([group.id for group in groups], "group")
-    _check_names([episode.id for _, episode in finished], "episode")
+    _check_names([episode.id for _, episode in finished if episode.source != "replay"], "episode")
     asked = sum(max(group.wanted, len(group.episodes)) for group in groups)
     turns: list[Turn] = []
     rows: list[tuple[int, int]] = []
-    rewards: list[float] = []
+    rewards: list[_Amounts] = []
     for number, (group_index, episode) in enumerate(finished):
         kept = [turn for turn in episode.turns if turn.trainable and (agents is None or turn.agent in agents)]
         turns.extend(kept)
@@ -47,7 +52,7 @@ def to_batch(groups: Sequence[Group], *, agents: Collection[str] | None = None, 
 def _columns(
     turns: Sequence[Turn],
     rows: Sequence[tuple[int, int]],
-    rewards: Sequence[float],
+    rewards: Sequence[_Amounts],
     episodes: Sequence[Episode],
     names: Sequence[str],
 ) -> TurnColumns:
@@ -68,17 +73,18 @@ def _columns(
         agent=np.array([agents[turn.agent] for turn in turns], dtype=np.int64),
         index=np.array([turn.index for turn in turns], dtype=np.int64),
         state=state,
-        reward=np.array(rewards, dtype=np.float64),
+        reward=np.array([amounts[0] for amounts in rewards], dtype=np.float64),
         outcome=outcomes[episode],
         last=last,
         valid=np.array([turn.valid for turn in turns], dtype=np.bool_),
         length=np.array([len(turn.sampled_ids) - turn.forced for turn in turns], dtype=np.int64),
+        local=np.array([amounts[1] for amounts in rewards], dtype=np.float64),
     )
 
 
-def _turn_rewards(episode: Episode, kept: Sequence[Turn]) -> list[float]:
-    """The reward of each kept turn; see `to_batch` for where the rewards of no kept turn go."""
-    amounts = [0.0] * len(kept)
+def _turn_rewards(episode: Episode, kept: Sequence[Turn]) -> list[_Amounts]:
+    """What each kept turn was given; see `to_batch` for where the rewards of no kept turn go."""
+    amounts, local = [0.0] * len(kept), [0.0] * len(kept)
     place = {turn.id: index for index, turn in enumerate(kept)}
     latest: dict[str | None, int] = {}  # agent (None = anyone) -> its last kept turn so far
     for turn in episode.turns:
@@ -89,10 +95,13 @@ def _turn_rewards(episode: Episode, kept: Sequence[Turn]) -> list[float]:
             at = place.get(turn.id, latest.get(reward.agent))
             if at is not None:
                 amounts[at] += value
+                local[at] += value if reward.agent is not None else 0.0
     for reward in episode.rewards:
         if reward.agent is not None and reward.agent in latest:
-            amounts[latest[reward.agent]] += _finite(reward.value, episode, f"agent {reward.agent}")
-    return amounts
+            value = _finite(reward.value, episode, f"agent {reward.agent}")
+            amounts[latest[reward.agent]] += value
+            local[latest[reward.agent]] += value
+    return list(zip(amounts, local, strict=True))
 
 
 def _finite(value: float, episode: Episode, what: str) -> float:

@@ -152,6 +152,8 @@ def _check_needs(steps: Sequence[Sequence[Group]], estimators: Sequence[Estimato
         lacking = [f"probe {probe!r}" for probe in needs.probes if probe not in probes]
         if needs.state and not any(turn.state is not None and turn.state.before for turn in turns):
             lacking.append("state keys")
+        if needs.forks and not any(episode.fork_of for group in groups for episode in group.finished):
+            lacking.append("episodes that branch")
         if needs.candidates and not any(turn.candidate is not None for turn in turns):
             lacking.append("candidates")
         largest = max((len(group.finished) for group in groups), default=0)

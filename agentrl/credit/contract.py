@@ -31,6 +31,8 @@ class Needs:
     probes: tuple[str, ...] = ()
     reference_rewards: bool = False
     candidates: bool = False
+    forks: bool = False
+    """Episodes of a group that share turns: a rollout plan that forks."""
     group: int = 1
     """Least size of a group for which the method means anything."""
 
@@ -58,6 +60,8 @@ class TurnColumns:
     valid: npt.NDArray[np.bool_]
     length: Ints
     """Sampled tokens that may be trained."""
+    local: Floats
+    """The part of `reward` that was given to an agent; the rest is the team's."""
 
     def __len__(self) -> int:
         return len(self.turn)

@@ -16,7 +16,7 @@ class GRPO:
     """A_i = (R_i - mean R) / (std R + eps) over the episodes of a group, each once; the same on every turn of an episode.
 
     R is the episode's whole reward: its outcome and the rewards of its turns. Shao et al. 2024 (arXiv 2402.03300), eq. 4.1.2.
-    `std="sample"` and eps 1e-6 are verl's; `std=None` is Dr. GRPO. A group of one episode gets `singleton`: 0, because its
+    `std="sample"` and eps 1e-6 are verl's; `std=None` is `DrGRPO`. A group of one episode gets `singleton`: 0, because its
     siblings may merely have been lost; "raw" is what verl does.
     """
 
@@ -32,3 +32,13 @@ class GRPO:
             totals(turns), by=(turns.group,), std=self.std, eps=self.eps, singleton=self.singleton, once=turns.episode
         )
         return Credit(turns, advantage, metrics={"credit/zero": float(np.mean(advantage == 0.0)) if len(turns) else 0.0})
+
+
+@dataclass(frozen=True, slots=True)
+class DrGRPO(GRPO):
+    """A_i = R_i - mean R: GRPO without the deviation, which weighs nearly solved and nearly hopeless tasks more.
+
+    Liu et al. 2025 (arXiv 2503.20783). Its other half is the loss: the sum over an episode's tokens, not their mean.
+    """
+
+    std: Literal["sample", "population"] | None = None

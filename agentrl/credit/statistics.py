@@ -1,4 +1,4 @@
-"""The three functions that nearly every estimator is made of: `returns`, `normalise`, `combine`. All in float64."""
+"""The functions that nearly every estimator is made of: `returns`, `totals`, `normalise`, `combine`. All in float64."""
 
 from __future__ import annotations
 
@@ -79,6 +79,16 @@ def normalise(
             centred /= math.sqrt(squares / (len(sample) - (std == "sample"))) + eps
         result[members] = centred
     return result
+
+
+def sizes(by: Sequence[Ints], *, once: Ints | None = None) -> Ints:
+    """How many are in the group of each value; with `once`, how many units. `by` must have a column."""
+    columns = [np.asarray(column) for column in by]
+    _, group = np.unique(np.stack(columns), axis=1, return_inverse=True)
+    group = group.reshape(-1)
+    units = np.arange(len(group)) if once is None else once
+    pairs = np.unique(np.stack((group, units)), axis=1)
+    return np.bincount(pairs[0], minlength=1)[group]
 
 
 def combine(*terms: npt.ArrayLike, weights: Sequence[float] | None = None) -> Floats:

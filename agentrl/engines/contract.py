@@ -126,7 +126,9 @@ class Generation:
     cached_tokens: int = 0
     columns: Mapping[str, Column] = EMPTY_MAP
     text: str | None = None
-    """Only from an engine without token ids."""
+    """Only from an engine without token ids: its `ids` are the bytes of messages (`ChatRenderer`), and are never trained."""
+    costs: Mapping[str, float] = EMPTY_MAP
+    """What was paid besides, by name; it goes into the episode's ledger."""
     times: Mapping[str, float] = EMPTY_MAP
     """Seconds: "queued", "prefill", "decode", where known."""
 

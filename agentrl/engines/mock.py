@@ -124,6 +124,8 @@ class Mock:
         if not whole:
             ids, finish, matched = ids[: run.sampled(asyncio.get_running_loop().time())], "abort", None
         logprobs = self._logprobs[first : first + len(ids)]
+        if request.on_tokens is not None:
+            request.on_tokens(ids, logprobs)
         return Generation(ids, logprobs, _spans(run, len(ids)), finish, digest_ids(prompt, ids), matched=matched)
 
     def _reply(self, request: GenerateRequest, room: int, rng: random.Random) -> tuple[IntArray, int, Finish, int | None]:

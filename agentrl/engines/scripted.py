@@ -88,8 +88,10 @@ class Scripted:
         with boundary(EngineError, f"request {request.id!r}: the script raised"):
             reply = self._reply(request, prompt)
         ids, finish, matched = _ended(reply, room, len(request.forced), (*request.sampling.stop_ids, *self._renderer.stop_ids))
-        span = VersionSpan(self._version, 0, len(ids))
-        return Generation(ids, np.full(len(ids), np.nan, np.float32), (span,), finish, digest_ids(prompt, ids), matched=matched)
+        span, logprobs = VersionSpan(self._version, 0, len(ids)), np.full(len(ids), np.nan, np.float32)
+        if request.on_tokens is not None:
+            request.on_tokens(ids, logprobs)
+        return Generation(ids, logprobs, (span,), finish, digest_ids(prompt, ids), matched=matched)
 
     def _reply(self, request: GenerateRequest, prompt: IntArray) -> IntArray:
         """All ids of the reply, forced ones included, with its stop id."""

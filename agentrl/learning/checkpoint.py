@@ -2,7 +2,7 @@
 
     config.json  model.safetensors  tokenizer files       what transformers and any engine load; with LoRA, in the place of
     adapter_config.json  adapter_model.safetensors         model.safetensors, an adapter that names the folder of its base
-    learner.safetensors                                    the optimiser's state by name
+    learner.state                                          the optimiser's state by name
     learner.json                                           version, counts, settings, size and digest of each other file
 
 The manifest is written last, the folder under another name, and renamed when everything is on disk.
@@ -34,7 +34,8 @@ from agentrl.transformer.weights import digest_weights, load_weights, save_confi
 
 FORMAT = 1
 MANIFEST = "learner.json"
-STATE = "learner.safetensors"
+STATE = "learner.state"
+"""In the format of safetensors, but not by that name: SGLang and vLLM read every *.safetensors of a folder as weights."""
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",

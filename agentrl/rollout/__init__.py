@@ -1,6 +1,11 @@
 """Rollout plans: continue, branch, restart or stop; a plan owns the group size."""
 
 from agentrl.rollout.contract import GroupRun, RolloutPlan
+from agentrl.rollout.entropy import EntropyTree
 from agentrl.rollout.independent import Independent
+from agentrl.rollout.tree import RandomTree
 
-__all__ = ["GroupRun", "Independent", "RolloutPlan"]
+PLANS: dict[str, type[RolloutPlan]] = {"entropy_tree": EntropyTree, "independent": Independent, "random_tree": RandomTree}
+"""By the short name that the command line uses."""
+
+__all__ = ["PLANS", "EntropyTree", "GroupRun", "Independent", "RandomTree", "RolloutPlan"]

@@ -7,20 +7,32 @@ from typing import Protocol
 
 from agentrl.effect import EffectKey
 from agentrl.engines.contract import Offers
-from agentrl.episode import Episode
+from agentrl.episode import Episode, Turn
 
 
 class GroupRun(Protocol):
     """What a plan may do with one task. Every call gives an episode of the same group, whatever becomes of it."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Of the engine."""
+        ...
+
     async def run(self, member: int) -> Episode:
         """A new episode, or the same one resumed if it was begun before a crash."""
+        ...
+
+    async def cut_before(self, of: Episode, turn: Turn) -> int:
+        """The cut of a fork that shares all that had completed when `turn` was asked for, and draws that turn anew."""
         ...
 
     async def fork(
         self, member: int, of: Episode, cut: int, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
     ) -> Episode:
-        """An episode that shares with `of` every effect completed before `cut`, and goes on by itself from there."""
+        """An episode that shares with `of` every effect completed before `cut`, and goes on by itself from there.
+
+        As with `run`, the same one resumed if it was begun before a crash.
+        """
         ...
 
 
@@ -30,6 +42,16 @@ class RolloutPlan(Protocol):
     @property
     def size(self) -> int:
         """Episodes of a group, when none is lost."""
+        ...
+
+    @property
+    def forks(self) -> bool:
+        """Whether its episodes share turns."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Per-token columns that the engine is to give with every turn, such as "entropy"."""
         ...
 
     def needs(self, offers: Offers) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import ClassVar
 
 from agentrl.engines.contract import Offers
 from agentrl.episode import Episode
@@ -16,6 +17,8 @@ class Independent:
     """`size` episodes of each task, all at once."""
 
     size: int = 8
+    forks: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -21,7 +21,8 @@ from typing import Any, Generic
 
 from agentrl.effect import Effect, EffectKey, derive_seed
 from agentrl.engines.contract import Engine
-from agentrl.episode import FINISHED, Episode, Group, Reward, Sampling, Source
+from agentrl.engines.specs import own_renderer
+from agentrl.episode import FINISHED, Episode, Group, Reward, Sampling, Source, Turn
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
@@ -62,7 +63,8 @@ class Runtime(Generic[TaskT, OutputT]):
         experiment = self.experiment
         models = models_of(experiment, self._policies)
         self.renderers = dict(self._given_renderers or {}) or {
-            name: open_renderer(policy, models[name]) for name, policy in experiment.by_name.items()
+            name: own_renderer(experiment.engine, name) or open_renderer(policy, models[name])
+            for name, policy in experiment.by_name.items()
         }
         engine = self._given_engine
         if engine is None:
@@ -72,6 +74,11 @@ class Runtime(Generic[TaskT, OutputT]):
         lacking = experiment.rollout.needs(engine.info.offers)
         if lacking:
             raise UserError(f"the rollout plan {type(experiment.rollout).__name__} cannot run here: {lacking}")
+        self._columns = tuple({*experiment.rollout.columns, *(("entropy",) if experiment.credit.needs.entropy else ())})
+        absent = sorted(set(self._columns) - engine.info.offers.columns)
+        if absent:
+            needing = type(experiment.credit if experiment.credit.needs.entropy else experiment.rollout).__name__
+            raise UserError(f"{needing} needs {', '.join(absent)} of every token, which this engine does not give")
         self._threads = DaemonThreads()
         self._stack.callback(self._threads.close)
         tasks = await self._stack.enter_async_context(EffectTasks(experiment.limits.grace))
@@ -210,21 +217,33 @@ class Runtime(Generic[TaskT, OutputT]):
         member: int,
         forced: Mapping[EffectKey, tuple[int, ...]] | None = None,
         edited: Sequence[Effect] = (),
+        wanted: int = 1,
+        split: str = "fork",
+        step: int = 0,
     ) -> Episode:
         """An episode that shares with a stored one every effect completed before `cut`, and goes on by itself.
 
         `forced` gives token ids with which the next model call of that key begins. `edited` are effects of the fork's own that
         stand behind the shared ones (`agentrl.edit`). Every seed after the cut differs.
         """
+        head = self._head(task, group, member, wanted, EDITED if edited else split, step, None)
+        if head.id in self._known:
+            return await self._resumed_or_new(head, task, deadline=None, greedy=False)
         await self.stored.flush()
         record = tuple(effect for effect in self.stored.journal(of.id) if 0 <= effect.completed < cut)
         head = replace(
-            self._head(task, group, member, 1, EDITED if edited else "fork", 0, None),
+            head,
             fork_of=of.id,
             fork_cut=cut,
             fork_forced={str(key): tokens for key, tokens in (forced or {}).items()},
         )
         return await self._execute(head, (*record, *edited), task, deadline=None, greedy=False, begins_with=edited)
+
+    async def cut_before(self, of: Episode, turn: Turn) -> int:
+        """The cut that leaves a fork of a stored episode all that had completed when `turn` was asked for."""
+        await self.stored.flush()
+        made = (effect for effect in self.stored.journal(of.id) if effect.turn is not None and effect.status != "lost")
+        return next(effect.issued for effect in made if effect.turn is not None and effect.turn.id == turn.id)
 
     def _program(self, task: TaskT, *, greedy: bool) -> Program:
         experiment = self.experiment
@@ -248,7 +267,9 @@ class Runtime(Generic[TaskT, OutputT]):
             top_p=policy.top_p,
             stop_ids=renderer.stop_ids,
         )
-        return Seat(policy.name, self.engine, renderer, sampling, self.experiment.limits.engine_retries)
+        takes_messages = own_renderer(self.experiment.engine, policy.name) is not None
+        columns = () if greedy else self._columns
+        return Seat(policy.name, self.engine, renderer, sampling, self.experiment.limits.engine_retries, takes_messages, columns)
 
 
 class _OneTask(Generic[TaskT]):
@@ -270,4 +291,14 @@ class _OneTask(Generic[TaskT]):
     async def fork(
         self, member: int, of: Episode, cut: int, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
     ) -> Episode:
-        return await self._runtime.fork(self._task, of, cut, group=self._group, member=member, forced=forced)
+        return await self._runtime.fork(
+            self._task, of, cut, group=self._group, member=member, forced=forced,
+            wanted=self._size, split=self._split, step=self._step,
+        )  # fmt: skip
+
+    async def cut_before(self, of: Episode, turn: Turn) -> int:
+        return await self._runtime.cut_before(of, turn)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._runtime.engine.info.vocab_size

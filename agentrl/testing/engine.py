@@ -13,10 +13,11 @@ from agentrl.engines.contract import Engine, Weights
 from agentrl.episode import Sampling
 from agentrl.errors import AgentRLError, EngineError, UserError, boundary, describe
 from agentrl.testing.engine_control import CONTROL_CHECKS
+from agentrl.testing.engine_offers import OFFER_CHECKS
 from agentrl.testing.engine_sampling import SAMPLING_CHECKS
 from agentrl.testing.subject import ClaimBroken, Subject, require
 
-CHECKS = {check.__name__: check for check in (*SAMPLING_CHECKS, *CONTROL_CHECKS)}
+CHECKS = {check.__name__: check for check in (*SAMPLING_CHECKS, *OFFER_CHECKS, *CONTROL_CHECKS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ async def check_engine(
     policy: str = "policy",
     *,
     weights: Callable[[int], Weights] | None = None,
+    others: Sequence[str] = (),
     only: Collection[str] = (),
     skip: Collection[str] = (),
     atol: float = 1e-4,
@@ -52,8 +54,9 @@ async def check_engine(
 
     `make` gives what is entered as the engine; an engine that is not entered yet will do. One engine goes through all
     checks in turn, so it ends with other weights than it began with. `weights(n)` must give weights that differ from n
-    to n; without it publishing is not checked, nor named in what is returned. Log-probs must agree within `atol`, each
-    check end within `patience_s`. Raises `EngineNonconforming` with all broken claims.
+    to n; without it publishing is not checked, nor named in what is returned. Of an engine of adapters it gives their
+    folders; `policy` is one adapter and `others` are further ones. Log-probs must agree within `atol`, each check end within
+    `patience_s`. Raises `EngineNonconforming` with all broken claims.
     """
     unknown = (set(only) | set(skip)) - set(CHECKS)
     if unknown:
@@ -61,7 +64,7 @@ async def check_engine(
     broken: list[Broken] = []
     held: list[str] = []
     async with make() as engine:
-        subject = Subject(engine, policy, atol, weights)
+        subject = Subject(engine, policy, atol, weights, tuple(others))
         for name, check in CHECKS.items():
             if name in skip or (only and name not in only) or (weights is None and name.startswith("publish")):
                 continue

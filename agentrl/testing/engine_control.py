@@ -14,6 +14,8 @@ from agentrl.testing.engine_sampling import close, require_cover, whole
 from agentrl.testing.subject import TOO_FAST_S, Subject, refused, require
 
 MANY = 64
+ANSWER_S = 0.1
+"""A reply that was whole before the pause may still be on its way for so long."""
 
 
 async def abort_gives_what_was_sampled(s: Subject) -> None:
@@ -65,7 +67,8 @@ async def _stands_still(s: Subject, mode: PauseMode) -> None:
             task = group.create_task(s.engine.generate(s.request(s.prompt(), sampling)))
             await asyncio.sleep(seconds * part)
             await s.engine.pause(mode)
-            in_time = not task.done()
+            ended, _ = await asyncio.wait([task], timeout=ANSWER_S)
+            in_time = not ended
             done, _ = await asyncio.wait([task], timeout=1.5 * seconds + 0.05)
             await s.engine.resume()
         require(not (in_time and done), f"a request ended while the engine was paused ({mode})")

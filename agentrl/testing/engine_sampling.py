@@ -243,15 +243,6 @@ async def scores_have_shape(s: Subject) -> None:
         await refused(s.score(ids, start), f"a score with start={start} of 12 ids", (UserError,))
 
 
-async def columns_are_given_or_refused(s: Subject) -> None:
-    """Every column offered comes with one value a token; one not offered is refused."""
-    for name in sorted(s.engine.info.offers.columns):
-        reply = await s.generate(s.prompt(24), Sampling(max_tokens=5), columns=(name,))
-        require(name in reply.columns, f"the column {name!r} is offered but was not given")
-        require(len(reply.columns[name].values) == len(reply.ids), f"{len(reply.columns[name].values)} values of {name!r}")
-    await refused(s.generate(s.prompt(24), Sampling(max_tokens=5), columns=("no-such-column",)), "an unknown column")
-
-
 async def media_are_refused_where_not_offered(s: Subject) -> None:
     """A prompt with media is refused where `media` is not offered."""
     if s.engine.info.offers.media:
@@ -266,5 +257,5 @@ SAMPLING_CHECKS = (
     logprobs_are_of_the_tempered_softmax, logprobs_say_where_the_mask_is, greedy_takes_the_likeliest,
     draws_follow_the_distribution, seeds_reproduce, batch_mates_do_not_matter, forced_prefix_counts_as_sampled,
     forced_prefix_at_another_temperature, cut_reply_goes_on_as_if_uncut, stop_ids_end_the_reply, scores_have_shape,
-    columns_are_given_or_refused, media_are_refused_where_not_offered,
+    media_are_refused_where_not_offered,
 )  # fmt: skip

@@ -54,6 +54,8 @@ class Subject:
     policy: str
     atol: float
     weights: Callable[[int], Weights] | None
+    others: tuple[str, ...] = ()
+    """Further policies that are adapters of the same base."""
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     nonce: str = field(default_factory=lambda: secrets.token_hex(4))
     _long: tuple[int, float] | None = None
@@ -133,8 +135,16 @@ class Subject:
                 return replies, True
         return replies, False
 
-    async def next_version(self) -> tuple[Weights, Version]:
+    async def interrupted(self, request: GenerateRequest, seconds: float) -> Generation:
+        """The reply to a request that is aborted after so long, if it still runs."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.engine.generate(request))
+            await asyncio.sleep(seconds)
+            await self.engine.abort(request.id)
+        return task.result()
+
+    async def next_version(self, policy: str | None = None) -> tuple[Weights, Version]:
         """Weights not served before, under a version not used before."""
         number = next(self.numbers)
         weights = self.weights(number) if self.weights is not None else {}
-        return weights, Version(f"check-{self.nonce}", self.policy, number, f"{number:08x}")
+        return weights, Version(f"check-{self.nonce}", policy or self.policy, number, f"{number:08x}")

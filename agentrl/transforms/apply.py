@@ -1,4 +1,4 @@
-"""Groups through transforms, one after the other; nothing but rewards may change on the way."""
+"""Groups through transforms, one after the other; nothing but rewards may change, or a replayed success take a place."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def _one(group: Group, transform: RewardTransform) -> Group:
 
 def _wrong(group: Group, changed: Group) -> Iterator[str]:
     """What is not as it should be."""
-    before, after = ([episode.id for episode in each.episodes] for each in (group, changed))
+    before = [episode.id for episode in group.episodes]
+    # a replayed success may stand in a member's place
+    pairs = zip(changed.episodes, [*before, *[""] * len(changed.episodes)], strict=False)
+    after = [name if episode.source == "replay" and name else episode.id for episode, name in pairs]
     if changed.id != group.id or changed.wanted != group.wanted:
         yield f"group {group.id} (of {group.wanted}) came back as {changed.id} (of {changed.wanted})"
     elif after != before:
@@ -52,7 +55,7 @@ def _wrong(group: Group, changed: Group) -> Iterator[str]:
     else:
         for old, new in zip(group.episodes, changed.episodes, strict=True):
             if new is not old:
-                yield from _changes(old, new)
+                yield from _changes(new if new.source == "replay" and new.id != old.id else old, new)
 
 
 def _changes(old: Episode, new: Episode) -> Iterator[str]:

@@ -11,7 +11,7 @@ class RewardTransform(Protocol):
     """A frozen dataclass with its own numbers as fields.
 
     It sees a whole group, lost members included, and changes nothing but rewards, of episodes and of turns. The stored record
-    keeps them as they were given.
+    keeps them as they were given. It may put a stored episode with source "replay" in a member's place.
     """
 
     def __call__(self, group: Group) -> Group: ...

@@ -75,8 +75,10 @@ CASES: dict[str, tuple[Callable[[Path], AbstractAsyncContextManager[Engine]], Ca
 @pytest.mark.parametrize("name", CASES)
 async def test_engine_holds_its_contract(name: str, folder: Path) -> None:
     make, weights = CASES[name]
-    held = await check_engine(lambda: make(folder), weights=weights)
-    assert len(held) == 33
+    blind = {"columns_are_given_or_refused", "masks_are_those_drawn_under"}  # the fake over an engine sees no whole rows
+    skip = blind if name == "sglang-over-local" else set[str]()
+    held = await check_engine(lambda: make(folder), weights=weights, skip=skip)
+    assert len(held) == 39 - len(skip)
 
 
 async def test_local_engine_and_sglang_over_it_give_the_same_logprobs(folder: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from agentrl.engines.contract import Engine, GenerateRequest, Generation, PauseMode, ScoreRequest, Scores, Weights
 from agentrl.engines.sglang import SGLangEngine
-from agentrl.engines.sglang.fake import FakeSGLang, random_weights
+from agentrl.engines.sglang.fake import FakeSGLang, random_weights, save_adapter
 from agentrl.episode import EMPTY_IDS, Version, VersionSpan, digest_ids, token_ids
 from agentrl.testing import EngineNonconforming, check_engine
 
@@ -163,7 +164,70 @@ class CancellationSwallowed(Mutant):
         return await asyncio.shield(self.left[request.id])
 
 
+class StreamInOnePiece(Mutant):
+    async def generate(self, request: GenerateRequest) -> Generation:
+        reply = await self.inner.generate(replace(request, on_tokens=None))
+        if request.on_tokens is not None:
+            request.on_tokens(reply.ids, reply.logprobs)
+        return reply
+
+
+class StreamWithoutItsLastPiece(Mutant):
+    def before(self, request: GenerateRequest) -> GenerateRequest:
+        told: list[Any] = []
+
+        def one_late(ids: Any, logprobs: Any) -> None:
+            if told and request.on_tokens is not None:
+                request.on_tokens(*told.pop())
+            told.append((ids, logprobs))
+
+        return replace(request, on_tokens=one_late if request.on_tokens is not None else None)
+
+
+class StreamGoesOnAfterTheAbort(Mutant):
+    def after(self, request: GenerateRequest, reply: Generation) -> Generation:
+        if request.on_tokens is not None and reply.finish == "abort":
+            request.on_tokens(token_ids([1]), np.zeros(1, np.float32))
+        return reply
+
+
+class ColumnOneShort(Mutant):
+    def after(self, request: GenerateRequest, reply: Generation) -> Generation:
+        return replace(reply, columns={name: replace(one, values=one.values[1:]) for name, one in reply.columns.items()})
+
+
+class MaskOfOtherTokens(Mutant):
+    def after(self, request: GenerateRequest, reply: Generation) -> Generation:
+        if "kept" not in reply.columns or "mask_logprob" not in reply.columns:
+            return reply
+        kept = reply.columns["kept"]
+        return replace(reply, columns={**reply.columns, "kept": replace(kept, values=(kept.values + 1) % 320)})
+
+
+class MaskLogprobBeforeTheMask(Mutant):
+    def after(self, request: GenerateRequest, reply: Generation) -> Generation:
+        if "mask_logprob" not in reply.columns:
+            return reply
+        column = replace(reply.columns["mask_logprob"], values=reply.logprobs)
+        return replace(reply, columns={**reply.columns, "mask_logprob": column})
+
+
+class MemoryReleasedInNameOnly(Mutant):
+    async def release_memory(self) -> None:
+        return
+
+    async def resume_memory(self) -> None:
+        return
+
+
 MUTANTS = {
+    StreamInOnePiece: "pieces_join_to_the_reply",
+    StreamWithoutItsLastPiece: "pieces_join_to_the_reply",
+    StreamGoesOnAfterTheAbort: "aborted_stream_keeps_its_pieces",
+    ColumnOneShort: "columns_are_given_or_refused",
+    MaskOfOtherTokens: "masks_are_those_drawn_under",
+    MaskLogprobBeforeTheMask: "masks_are_those_drawn_under",
+    MemoryReleasedInNameOnly: "publish_follows_released_memory",
     DigestOfTheReplyAlone: "digest_is_of_prompt_and_reply",
     SpanOneShort: "spans_cover_the_reply",
     OneSpanOfTheLastVersion: "publish_in_flight_gives_two_spans",
@@ -190,7 +254,10 @@ MUTANTS = {
 
 @asynccontextmanager
 async def mutated(kind: type[Mutant]) -> AsyncGenerator[Any, None]:
-    async with FakeSGLang(deterministic=True) as fake, SGLangEngine(fake.url, vocab_size=fake.vocab_size) as engine:
+    async with (
+        FakeSGLang(deterministic=True) as fake,
+        SGLangEngine(fake.url, vocab_size=fake.vocab_size, memory_saver=True) as engine,
+    ):
         mutant = kind(engine)
         yield mutant
         if isinstance(mutant, CancellationSwallowed):
@@ -204,6 +271,65 @@ async def test_mutation_is_caught_by_its_claim(kind: type[Mutant]) -> None:
     with pytest.raises(EngineNonconforming) as caught:
         await check_engine(lambda: mutated(kind), weights=random_weights, only=[MUTANTS[kind]])
     assert [broken.name for broken in caught.value.broken] == [MUTANTS[kind]]
+
+
+class AdapterForAll(Mutant):
+    async def publish(self, policy: str, weights: Weights, version: Version) -> None:
+        for each in ("a", "b"):
+            await self.inner.publish(each, weights, replace(version, policy=each))
+
+
+class AdapterUnloadedUnderARequest(Mutant):
+    """What runs is aborted so that the old adapter may go."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.running: set[str] = set()
+
+    async def generate(self, request: GenerateRequest) -> Generation:
+        self.running.add(request.id)
+        return await self.inner.generate(request)
+
+    async def publish(self, policy: str, weights: Weights, version: Version) -> None:
+        for name in self.running:
+            await self.inner.abort(name)
+        await self.inner.publish(policy, weights, version)
+
+
+class AdapterToldBeforeItServes(Mutant):
+    def after(self, request: GenerateRequest, reply: Generation) -> Generation:
+        spans = tuple(replace(span, version=self.inner.version(request.policy)) for span in reply.spans)
+        return replace(reply, spans=spans)
+
+
+ADAPTER_MUTANTS = {
+    AdapterForAll: "publish_of_an_adapter_leaves_the_others",
+    AdapterUnloadedUnderARequest: "publish_of_an_adapter_spares_what_runs",
+    AdapterToldBeforeItServes: "publish_of_an_adapter_spares_what_runs",
+    Mutant: "",
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTER_MUTANTS, ids=lambda kind: kind.__name__)
+async def test_mutation_of_adapters_is_caught_by_its_claim(kind: type[Mutant], tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def mutant() -> AsyncGenerator[Any, None]:
+        async with (
+            FakeSGLang(deterministic=True, lora=True) as fake,
+            SGLangEngine(fake.url, policy="base", adapters=("a", "b"), vocab_size=320) as engine,
+        ):
+            yield kind(engine)
+
+    def adapter(number: int) -> Weights:
+        return {"path": save_adapter(tmp_path / str(number), number)}
+
+    claims = {claim for claim in ADAPTER_MUTANTS.values() if claim}
+    if not ADAPTER_MUTANTS[kind]:
+        assert set(await check_engine(mutant, "a", weights=adapter, others=["b"], only=claims)) == claims
+        return
+    with pytest.raises(EngineNonconforming) as caught:
+        await check_engine(mutant, "a", weights=adapter, others=["b"], only=[ADAPTER_MUTANTS[kind]])
+    assert [broken.name for broken in caught.value.broken] == [ADAPTER_MUTANTS[kind]]
 
 
 async def test_unmutated_engine_passes_the_claims_of_the_mutants() -> None:

@@ -31,7 +31,7 @@ async def test_engine_holds_its_contract(kind: str, folders: Path, tmp_path: Pat
         return load_weights(make_foreign(tmp_path / str(n), kind, seed=n))
 
     held = await check_engine(lambda: LocalEngine(folders / kind, threads=1), weights=weights)
-    assert len(held) == 33
+    assert len(held) == 39
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -108,7 +108,7 @@ async def test_script_holds_the_engine_contract(renderer: TemplateRenderer) -> N
     def make() -> Scripted:
         return Scripted(echo, renderer=renderer, vocab_size=256, max_context=4096)
 
-    assert len(await check_engine(make, weights=lambda n: {})) == 33
+    assert len(await check_engine(make, weights=lambda n: {})) == 39
 
 
 async def test_turn_costs_little_beside_the_script(renderer: TemplateRenderer) -> None:

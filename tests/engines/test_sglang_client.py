@@ -15,9 +15,11 @@ import torch
 
 from agentrl.engines.contract import GenerateRequest, ScoreRequest
 from agentrl.engines.http import error_reason
+from agentrl.engines.serving import Seconds
 from agentrl.engines.sglang import KNOWN_VERSIONS, SGLangEngine
 from agentrl.engines.sglang.fake import FakeSGLang, ToyModel, random_weights
-from agentrl.engines.sglang.wire import Versions, buckets, serialize
+from agentrl.engines.sglang.weights import buckets, serialize
+from agentrl.engines.sglang.wire import Versions
 from agentrl.episode import Sampling, Version, token_ids
 from agentrl.errors import ContextOverflow, EngineError, UserError
 
@@ -33,7 +35,7 @@ async def fake() -> AsyncGenerator[FakeSGLang, None]:
 
 @pytest.fixture
 async def engine(fake: FakeSGLang) -> AsyncGenerator[SGLangEngine, None]:
-    async with SGLangEngine(fake.url, vocab_size=320, request_s=5.0, control_s=0.5) as client:
+    async with SGLangEngine(fake.url, vocab_size=320, seconds=Seconds(request=5.0, control=0.5)) as client:
         yield client
 
 
@@ -126,11 +128,9 @@ async def test_prefix_caches_are_keyed_by_version(fake: FakeSGLang, engine: SGLa
 
 async def test_tensors_go_in_buckets_inside_one_session(fake: FakeSGLang) -> None:
     async with SGLangEngine(fake.url, vocab_size=320, bucket_bytes=1) as engine:
-        weights = random_weights(4)
-        fake.scheduler.served.model.load = lambda tensors: loaded.append(sorted(tensors))  # type: ignore[attr-defined]
-        loaded: list[list[str]] = []
-        await engine.publish("policy", weights, ONE)
-    assert loaded == [["embed"], ["head"]]
+        await engine.publish("policy", random_weights(4), ONE)
+        scores = await engine.score(ScoreRequest("s", "policy", PROMPT))
+    assert np.allclose(scores.logprobs, ToyModel.random(4).score(PROMPT.tolist(), 1), atol=1e-6)
     calls = [path for path, _ in fake.requests if "weight" in path or "generation" in path]
     assert calls == [
         "/pause_generation", "/begin_weight_update", "/update_weights_from_tensor", "/update_weights_from_tensor",
@@ -237,7 +237,7 @@ async def test_dead_server_is_named_at_the_start() -> None:
     ],
 )
 async def test_fault_of_the_server_is_an_error_that_names_it(fake: FakeSGLang, kind: Any, message: str) -> None:
-    async with SGLangEngine(fake.url, vocab_size=320, request_s=0.2, control_s=0.5) as engine:
+    async with SGLangEngine(fake.url, vocab_size=320, seconds=Seconds(request=0.2, control=0.5)) as engine:
         fake.fail("/generate", kind)
         with pytest.raises(EngineError, match=message) as caught:
             await engine.generate(ask())
@@ -262,7 +262,7 @@ async def test_stuck_control_call_ends_at_its_deadline(fake: FakeSGLang, engine:
 
 
 async def test_time_spent_paused_does_not_count_for_the_deadline(fake: FakeSGLang) -> None:
-    async with SGLangEngine(fake.url, vocab_size=320, request_s=2.0) as engine:
+    async with SGLangEngine(fake.url, vocab_size=320, seconds=Seconds(request=2.0)) as engine:
         task = asyncio.ensure_future(engine.generate(ask(sampling=Sampling(max_tokens=1500))))
         await under_way(fake)
         await engine.pause()
@@ -331,6 +331,22 @@ async def test_reply_that_lacks_a_field_is_refused(
     monkeypatch.setattr(fake, "_reply", lambda body, run: {k: v for k, v in whole(body, run).items() if k != missing})
     with pytest.raises(EngineError, match=f"the reply lacks '{missing}'"):
         await engine.generate(ask())
+
+
+@pytest.mark.parametrize("missing", ["output_token_logprobs", "input_token_logprobs", "weight_versions", "finish_reason"])
+async def test_reply_without_logprobs_or_versions_is_refused(
+    fake: FakeSGLang, engine: SGLangEngine, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fake._reply  # pyright: ignore[reportPrivateUsage]
+
+    def without(body: Any, run: Any) -> dict[str, Any]:
+        reply = whole(body, run)
+        del reply["meta_info"][missing]
+        return reply
+
+    monkeypatch.setattr(fake, "_reply", without)
+    with pytest.raises(EngineError, match=f"the reply lacks '{missing}'; is its version a known one"):
+        await engine.generate(ask(forced=token_ids([1])))
 
 
 async def test_logprobs_of_other_tokens_are_refused(

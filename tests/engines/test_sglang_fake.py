@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agentrl.engines.sglang.fake import FakeSGLang, ToyModel, random_weights
-from agentrl.engines.sglang.wire import buckets, serialize
+from agentrl.engines.sglang.fake import FakeSGLang, ToyModel, random_weights, save_adapter
+from agentrl.engines.sglang.weights import buckets, serialize
 
 RECORDED = json.loads((Path(__file__).parent / "sglang_recorded.json").read_text())
 IDS = [71, 68, 75, 75, 78]
@@ -72,6 +72,8 @@ async def prepare(http: aiohttp.ClientSession, name: str) -> None:
         await post(http, "/begin_weight_update", {})
     if name == "/continue_generation {}":
         await post(http, "/pause_generation", {})
+    if name == "resume memory":
+        await post(http, "/release_memory_occupation", {})
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded["name"])
@@ -80,8 +82,8 @@ async def test_fake_answers_as_recorded(recorded: dict[str, Any], http: aiohttp.
     async with http.request(recorded["method"], recorded["path"], json=recorded.get("request")) as response:
         text = await response.text()
     assert response.status == recorded["status"]
-    if recorded["response"] is None:
-        assert text == ""
+    if recorded["response"] in (None, "null"):
+        assert text == (recorded["response"] or "")
         return
     answered, expected = json.loads(text), recorded["response"]
     for name in LEFT_OUT.get(recorded["path"], ()):
@@ -131,13 +133,16 @@ async def test_stream_is_cumulative_and_ends_with_done(http: aiohttp.ClientSessi
     assert ["weight_versions" in chunk["meta_info"] for chunk in chunks] == [False, False, True]
 
 
-async def long(http: aiohttp.ClientSession, rid: str, tokens: int = 1500) -> asyncio.Task[tuple[int, Any]]:
+async def long(
+    http: aiohttp.ClientSession, rid: str, tokens: int = 1500, more: dict[str, Any] | None = None
+) -> asyncio.Task[tuple[int, Any]]:
     """A request under way: it returns once the fake samples it."""
     body = {
         "rid": rid,
         "input_ids": IDS,
         "sampling_params": {"max_new_tokens": tokens, "ignore_eos": True},
         "return_logprob": True,
+        **(more or {}),
     }
     task = asyncio.ensure_future(post(http, "/generate", body))
     while True:
@@ -277,3 +282,109 @@ async def test_flush_of_held_kv_by_an_update_kills_the_server(
     with pytest.raises(aiohttp.ClientError):
         await task
     assert fake.dead
+
+
+async def test_abort_of_a_request_that_waits_for_a_resume_is_lost(http: aiohttp.ClientSession) -> None:
+    await post(http, "/pause_generation", {"mode": "in_place"})
+    body = {"rid": "w", "input_ids": IDS, "sampling_params": {"max_new_tokens": 3, "ignore_eos": True}}
+    held = asyncio.ensure_future(post(http, "/generate", body))
+    while True:
+        async with http.get("/v1/loads") as response:
+            if (await response.json())["loads"][0]["num_waiting_reqs"]:
+                break
+    assert await post(http, "/abort_request", {"rid": "w"}) == (200, "")
+    await post(http, "/continue_generation", {})
+    assert (await held)[1]["meta_info"]["finish_reason"] == {"type": "length", "length": 3}
+
+
+async def test_model_path_is_that_of_the_folder_loaded_last(http: aiohttp.ClientSession, tmp_path: Path) -> None:
+    ToyModel.random(5).save(tmp_path)
+    await post(http, "/update_weights_from_disk", {"model_path": str(tmp_path), "weight_version": "v1"})
+    paths = [(await (await http.get(path)).json())["model_path"] for path in ("/model_info", "/server_info")]
+    assert paths == [str(tmp_path), "models/toy"]
+
+
+def tensors(**named: Any) -> dict[str, Any]:
+    return {"serialized_named_tensors": [serialize(next(buckets(named, 1 << 20)))], "weight_version": "t1"}
+
+
+async def test_unknown_names_are_passed_over_and_tensors_not_given_stay(fake: FakeSGLang, http: aiohttp.ClientSession) -> None:
+    body = {"input_ids": IDS, "sampling_params": {"max_new_tokens": 0}, "return_logprob": True, "logprob_start_len": 0}
+    before = (await post(http, "/generate", body))[1]["meta_info"]["input_token_logprobs"]
+    await post(http, "/begin_weight_update", {})
+    told = await post(http, "/update_weights_from_tensor", tensors(nope=random_weights(1)["embed"]))
+    assert told == (200, {"success": True, "message": "Success Weight version updated to t1."})
+    assert (await post(http, "/generate", body))[1]["meta_info"]["input_token_logprobs"] == before
+
+
+async def test_tensors_of_another_shape_kill_the_server(fake: FakeSGLang, http: aiohttp.ClientSession) -> None:
+    await post(http, "/begin_weight_update", {})
+    with pytest.raises(aiohttp.ClientError):
+        await post(http, "/update_weights_from_tensor", tensors(embed=random_weights(1)["embed"][:7]))
+    assert fake.dead
+
+
+async def test_memory_released_under_a_running_request_kills_the_server(fake: FakeSGLang, http: aiohttp.ClientSession) -> None:
+    task = await long(http, "m-1")
+    await post(http, "/pause_generation", {"mode": "in_place"})
+    with pytest.raises(aiohttp.ClientError):
+        await post(http, "/release_memory_occupation", {})
+    with pytest.raises(aiohttp.ClientError):
+        await task
+    assert fake.dead
+
+
+async def test_memory_taken_back_twice_kills_the_server(fake: FakeSGLang, http: aiohttp.ClientSession) -> None:
+    assert await post(http, "/release_memory_occupation", {}) == (200, None)
+    assert await post(http, "/resume_memory_occupation", {}) == (200, None)
+    with pytest.raises(aiohttp.ClientError):
+        await post(http, "/resume_memory_occupation", {})
+    assert fake.dead
+
+
+async def test_refusals_of_a_stream_come_as_events_unless_the_body_is_no_request(http: aiohttp.ClientSession) -> None:
+    body = {"input_ids": IDS, "sampling_params": {"top_k": -5}, "stream": True}
+    async with http.post("/generate", json=body) as response:
+        message = "top_k must be -1 (disable) or at least 1, got -5."
+        event = {"error": {"message": message, "type": "invalid_request_error", "code": 400, "retryable": False}}
+        assert response.status == 200 and await response.text() == f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n"
+    assert (await post(http, "/generate", body | {"sampling_params": {"nope": 1}}))[0] == 400
+
+
+@pytest.fixture
+async def lora() -> AsyncGenerator[aiohttp.ClientSession, None]:
+    async with FakeSGLang(lora=True) as server, aiohttp.ClientSession(server.url) as session:
+        yield session
+
+
+def outcome(error: str, loaded: dict[str, str] | None) -> dict[str, Any]:
+    return {"rid": None, "http_worker_ipc": None, "success": not error, "error_message": error, "loaded_adapters": loaded}
+
+
+async def test_adapters_are_loaded_once_and_loaded_anew_when_asked_for(lora: aiohttp.ClientSession, tmp_path: Path) -> None:
+    path = str(save_adapter(tmp_path, 1))
+    load = {"lora_name": "a@1", "lora_path": path}
+    assert await post(lora, "/load_lora_adapter", load) == (200, outcome("", {"a@1": path}))
+    again = "Failed to load LoRA adapter a@1 because it is already loaded"
+    assert await post(lora, "/load_lora_adapter", load) == (400, outcome(again, {"a@1": path}))
+    assert (await (await lora.get("/v1/models")).json())["data"][1]["id"] == "a@1"
+    assert await post(lora, "/unload_lora_adapter", {"lora_name": "a@1"}) == (200, outcome("", {}))
+    gone = "LoRA with name a@1 does not exist. Loaded LoRAs: odict_keys([])"
+    assert await post(lora, "/unload_lora_adapter", {"lora_name": "a@1"}) == (400, outcome(gone, None))
+    body = {"input_ids": IDS, "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}, "lora_path": "a@1"}
+    status, reply = await post(lora, "/generate", body)
+    assert status == 200 and reply["meta_info"]["weight_versions"] == [{"version": "v0", "start": 0, "end": 2}]
+    never = "Got LoRA adapter that has never been loaded: b\nAll loaded adapters: dict_keys(['a@1'])."
+    assert await post(lora, "/generate", body | {"lora_path": "b"}) == (400, {"error": {"message": never}})
+
+
+async def test_unload_waits_for_its_requests_and_loads_wait_behind_it(lora: aiohttp.ClientSession, tmp_path: Path) -> None:
+    first, second = (str(save_adapter(tmp_path / str(n), n)) for n in range(2))
+    await post(lora, "/load_lora_adapter", {"lora_name": "a", "lora_path": first})
+    running = await long(lora, "l-1", more={"lora_path": "a"})
+    unload = asyncio.ensure_future(post(lora, "/unload_lora_adapter", {"lora_name": "a"}))
+    load = asyncio.ensure_future(post(lora, "/load_lora_adapter", {"lora_name": "b", "lora_path": second}))
+    done, _ = await asyncio.wait([unload, load], timeout=0.05)
+    assert not done and not running.done()
+    await post(lora, "/abort_request", {"rid": "l-1"})
+    assert [(await task)[0] for task in (running, unload, load)] == [200, 200, 200]

@@ -37,6 +37,13 @@ def test_a_restored_learner_goes_on_to_the_bit(model, batch_rows, tmp_path, opti
         assert torch.equal(second.weights()[name], tensor), name
 
 
+def test_only_the_weights_are_named_as_weights(model, batch_rows, tmp_path):
+    learner = opened(model)
+    learner.step(batch_rows)
+    learner.save(tmp_path / "saved")
+    assert [path.name for path in (tmp_path / "saved").glob("*.safetensors")] == ["model.safetensors"]
+
+
 def test_transformers_loads_what_was_saved(model, batch_rows, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -105,8 +112,8 @@ def damaged_weights(folder):
 
 
 def cut_state(folder):
-    data = (folder / "learner.safetensors").read_bytes()
-    (folder / "learner.safetensors").write_bytes(data[: len(data) // 2])
+    data = (folder / "learner.state").read_bytes()
+    (folder / "learner.state").write_bytes(data[: len(data) // 2])
 
 
 def future_format(folder):
@@ -118,7 +125,7 @@ def future_format(folder):
     ("damage", "message"),
     [
         (damaged_weights, r"model\.safetensors is not as it was saved .* restore an earlier checkpoint"),
-        (cut_state, r"learner\.safetensors is not as it was saved"),
+        (cut_state, r"learner\.state is not as it was saved"),
         (lambda folder: (folder / "config.json").unlink(), r"lacks config\.json; .* copy it whole"),
         (lambda folder: (folder / "learner.json").unlink(), r"has no learner\.json, so it is no learner's checkpoint"),
         (lambda folder: (folder / "learner.json").write_text("{"), r"learner\.json cannot be read"),

@@ -66,7 +66,7 @@ def test_only_adapted_matrices_change_and_only_adapters_have_optimiser_state(
     names = {name for kind in ("mean", "square") for name in (f"{kind}/{part}" for part in adapter_of(trained, tmp_path / "a"))}
     from safetensors.torch import load_file
 
-    assert set(load_file(tmp_path / "saved" / "learner.safetensors")) == names
+    assert set(load_file(tmp_path / "saved" / "learner.state")) == names
 
 
 def test_targets_choose_the_matrices(model: Path, batch_rows: Any) -> None:

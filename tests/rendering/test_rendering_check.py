@@ -36,6 +36,21 @@ def test_templates_that_rewrite_what_stands_are_told_with_the_place(name, kinds,
     assert all(part.before != part.after for part in report.breaks)
 
 
+@pytest.mark.parametrize(
+    ("name", "case", "where"),
+    [
+        ("qwen3", "thinking", "message 2 (assistant) changes when message 3 (user) follows"),
+        ("qwen3", "tools", "message 3 (assistant) changes when message 4 (tool) follows"),
+        ("deepseek_r1_distill", "chat", "message 2 (assistant) is not what its prompt began"),
+        ("mistral_shaped", "system", "message 2 (user) changes when message 4 (user) follows"),
+    ],
+)
+def test_a_break_names_the_message_that_changes_and_the_one_that_changes_it(name, case, where, folder_of):
+    report = check_template(folder_of(name))
+    assert [part.where for part in report.breaks if part.case == case] == [where]
+    assert f"({case}), {where}: " in str(report)
+
+
 def test_the_report_warns_of_what_a_template_cannot_show(folder_of):
     assert any("tools are not shown" in warning for warning in check_template(folder_of("chatml")).warnings)
     assert any("no role 'tool'" in warning for warning in check_template(folder_of("gemma")).warnings)

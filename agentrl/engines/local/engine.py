@@ -140,7 +140,10 @@ class LocalEngine:
         """See `Engine.generate`."""
         model = self._model(request.policy)
         _check_generate(request, model, self._worker is not None and not self._can_stop[request.policy])
-        return await self._run(request, lambda key, reply: generate_job(key, request, model.max_context, reply))
+        generation = await self._run(request, lambda key, reply: generate_job(key, request, model.max_context, reply))
+        if request.on_tokens is not None:
+            request.on_tokens(generation.ids, generation.logprobs)
+        return generation
 
     async def score(self, request: ScoreRequest) -> Scores:
         """See `Engine.score`. An abort raises `EngineAborted`, as half a score is none."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import secrets
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +12,45 @@ from agentrl.engines.contract import (
     EngineInfo,
     GenerateRequest,
     Generation,
-    Media,
     Offers,
     PauseMode,
     ScoreRequest,
     Scores,
     Weights,
-    check_ids,
 )
-from agentrl.engines.gate import Gate
-from agentrl.engines.http import Body, Refused, Transport
+from agentrl.engines.http import Body
+from agentrl.engines.serving import Running, Seconds, ServerEngine
 from agentrl.engines.sglang import wire
-from agentrl.episode import EMPTY_LOGPROBS, IntArray, Version
-from agentrl.errors import AgentRLError, ContextOverflow, EngineAborted, EngineError, UserError
+from agentrl.engines.sglang.adapters import Adapters
+from agentrl.engines.sglang.greeting import KNOWN_VERSIONS, Server, greet
+from agentrl.engines.sglang.group import UpdateGroup
+from agentrl.engines.sglang.stream import EventTransport
+from agentrl.engines.sglang.weights import Update, Way, send_by_disk, send_by_group, send_folder, send_tensors
+from agentrl.engines.vllm.weights import headers, shapes_of
+from agentrl.episode import EMPTY_LOGPROBS, Version
+from agentrl.errors import EngineError, UserError
 
-log = logging.getLogger(__name__)
-
-KNOWN_VERSIONS = frozenset({"0.5.23"})
-"""Versions of SGLang whose wire was recorded and is held by tests."""
-
-DIES_OF = "it exits on a token id outside its vocabulary and on a payload that it blocks"
-
-ABORT_TRIES = 8
-ABORT_AGAIN_S = 0.25
-
-
-@dataclass(slots=True)
-class _Running:
-    """A request that the server has: its deadline, which stands still while the engine is paused, and its end."""
-
-    rid: str
-    deadline: asyncio.Timeout
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    left: float = 0.0
+DIES_OF = "it exits on a token id outside its vocabulary, on weights of other shapes and on a payload that it blocks"
+TOO_LONG = ("context length", "longer than", "maximum allowed length")
+SCORE_TRIES = 4
 
 
-class SGLangEngine:
-    """One SGLang server, serving one policy.
+class SGLangEngine(ServerEngine):
+    """One SGLang server, serving one policy; or, with `adapters`, a frozen base and the policies that are LoRA adapters of it.
 
-    `vocab_size=None` reads it from the `config.json` of the server's model, if that folder is visible from here: SGLang
-    does not tell it, and dies of an id outside it. `request_s` bounds a generation (time spent paused not counted),
-    `control_s` every other call, `publish_s` each step of a weight update. Prefix caches are keyed by version. Seeds are
-    heeded only by a server started with `--enable-deterministic-inference`; `info.offers.deterministic` tells. A request
-    with stop ids may also end at the model's own end-of-text.
+    `model` is the folder that it should serve as seen from here: what the server says of model and tokenizer is compared with
+    it, and weights are checked against it before they are sent, for the server exits of wrong ones. `vocab_size=None` reads it
+    there, or in the server's own folder. Tensors go by the way `weights` (see `weights.Way`) in buckets of `bucket_bytes`;
+    `exchange` is the folder for "disk" (a temporary one suits a server on this machine), `host` this machine's name as the
+    server knows it, for "group". Adapters want a server with `--enable-lora`; a request keeps the adapter that it began with.
 
-    A forced prefix is sent as input, so its log-probs come at temperature 1; at another temperature they are nan.
+    Prefix caches are keyed by version. Seeds are heeded only by a server started with `--enable-deterministic-inference`;
+    `info.offers.deterministic` tells. A request with stop ids may also end at the model's own end-of-text. A forced prefix is
+    sent as input, so its log-probs come at temperature 1; at another temperature they are nan. Every piece of a stream comes
+    with the whole reply before it: the bytes grow with the square of its length.
+
+    `memory_saver=True` takes the server for one with `--enable-memory-saver`, whatever it says; one on a CPU, which cannot be,
+    then releases nothing, in the same order of calls.
     """
 
     def __init__(
@@ -67,67 +58,39 @@ class SGLangEngine:
         url: str,
         *,
         policy: str = "policy",
+        adapters: Sequence[str] = (),
         vocab_size: int | None = None,
-        request_s: float = 600.0,
-        control_s: float = 30.0,
-        publish_s: float = 600.0,
-        connect_s: float = 5.0,
-        api_key: str = "",
+        model: str | Path | None = None,
+        weights: Way = "tensors",
         bucket_bytes: int = 1 << 29,
+        exchange: str | Path | None = None,
+        host: str = "127.0.0.1",
+        seconds: Seconds | None = None,
+        api_key: str = "",
+        memory_saver: bool = False,
         known_versions: frozenset[str] = KNOWN_VERSIONS,
     ) -> None:
-        self._policy = policy
-        self._vocab_size = vocab_size
-        self._request_s, self._control_s, self._publish_s = request_s, control_s, publish_s
-        self._bucket_bytes = bucket_bytes
-        self._known_versions = known_versions
-        self._http = Transport("SGLang", url, connect_s=connect_s, api_key=api_key, dies_of=DIES_OF)
-        self._name = self._http.name
-        self._gate = Gate()
-        self._control = asyncio.Lock()
-        self._tasks = asyncio.TaskGroup()
-        self._running: dict[str, _Running] = {}
-        self._mode: PauseMode = "in_place"
+        seconds = seconds or Seconds()
+        self._stream = EventTransport("SGLang", url, connect_s=seconds.connect, api_key=api_key, dies_of=DIES_OF)
+        super().__init__(self._stream, (policy, *adapters), seconds)
+        self._policy, self._model, self._vocab_size, self._known_versions = policy, model, vocab_size, known_versions
+        self._way, self._bucket_bytes, self._exchange, self._host = weights, bucket_bytes, exchange, host
+        self._memory_saver = memory_saver
+        self._adapters = Adapters(adapters, self._name, self._call, seconds.publish, self._nonce)
         self._recomputed: dict[str, bool] = {}
-        self._versions = wire.Versions(policy, self._recomputed)
-        self._unsound = ""
-        self._ranks = 1
-        self._closed = True
-        self._nonce, self._sent = f"{secrets.token_hex(4)}.", 0
-        self._info: EngineInfo | None = None
-        self._version: Version | None = None
-
-    async def __aenter__(self) -> SGLangEngine:
-        await self._http.open()
-        try:
-            await self._greet()
-            await self._tasks.__aenter__()
-            self._closed = False
-        finally:
-            if self._closed:
-                await self._http.close()
-        return self
+        self._base_versions = wire.Versions(policy, self._recomputed)
+        self._server: Server | None = None
+        self._group: UpdateGroup | None = None
+        self._updates = self._failures = 0
+        self._released = False
 
     async def __aexit__(self, *exc: object) -> None:
-        self._closed = True
         try:
-            await self._tasks.__aexit__(None, None, None)
+            await self._adapters.unload_all()
+            if self._group is not None:
+                await self._group.leave()
         finally:
-            await self._http.close()
-
-    @property
-    def info(self) -> EngineInfo:
-        """Known once entered."""
-        if self._info is None:
-            raise EngineError(f"{self._name}: not entered yet; use `async with engine:`")
-        return self._info
-
-    def version(self, policy: str) -> Version:
-        """A server that was not published to yet tells its start-up name as the digest of `server/<policy>@0`."""
-        self._serves(policy)
-        if self._version is None:
-            raise EngineError(f"{self._name}: not entered yet; use `async with engine:`")
-        return self._version
+            await super().__aexit__(*exc)
 
     async def healthy(self) -> None:
         """Raises `EngineError` unless the server answers. Never asks /health, which blocks while generation is paused."""
@@ -136,259 +99,242 @@ class SGLangEngine:
     async def generate(self, request: GenerateRequest) -> Generation:
         """See `Engine.generate`."""
         prompt, new = self._admissible(request)
-        if not await self._gate.enter(request.id):
+        wire.check_mask(request, self._greeted.widest_mask)
+        if not await self._entered(request.id):
             return wire.no_tokens(prompt)
-        body = wire.generate_body(request, prompt, new, str(self.version(self._policy)))
-        reply = await self._request(request.id, body)
-        return wire.read_generation(request, len(prompt), reply, self._versions, self._name, self.info.vocab_size)
+        async with self._weights_of(request.policy) as (adapter, told):
+            body = wire.generate_body(request, prompt, new, self._cache_key, adapter)
+            reader = wire.Reader(request, len(prompt), told, self._name, self.info.vocab_size)
+            if request.on_tokens is not None and self.info.offers.streaming:
+                return await self._request(request.id, lambda running: self._streamed(running, body, reader), TOO_LONG)
+            generation = reader.generation(await self._send(request.id, body))
+        if request.on_tokens is not None:
+            request.on_tokens(generation.ids, generation.logprobs)
+        return generation
 
     async def score(self, request: ScoreRequest) -> Scores:
-        """See `Engine.score`: no token is sampled."""
-        self._serves(request.policy)
-        length = len(request.ids)
-        check_ids(request.ids, self.info.vocab_size, f"score request {request.id!r}")
-        if not 1 <= request.start <= length:
-            raise UserError(f"score request {request.id!r}: start is {request.start}; give 1 <= start <= {length}, its length")
-        if request.start == length:
-            return Scores(EMPTY_LOGPROBS, self.version(self._policy))
-        if length >= self.info.max_context:
-            raise ContextOverflow(f"{self._name}: {length} ids to score; it takes at most {self.info.max_context - 1}")
-        if not await self._gate.enter(request.id):
-            raise EngineAborted(f"{self._name}: scoring {request.id!r} was aborted")
-        reply = await self._request(request.id, wire.score_body(request, str(self.version(self._policy))))
-        logprobs, text = wire.read_scores(request, reply, self._name, self.info.vocab_size)
-        return Scores(logprobs, self._versions.of(text))
+        """See `Engine.score`: no token is sampled. Scores that new weights overtook are asked for again, of the new ones."""
+        if not self._scorable(request):
+            return Scores(EMPTY_LOGPROBS, self.version(request.policy))
+        for _ in range(SCORE_TRIES):
+            await self._scored(request)
+            async with self._weights_of(request.policy) as (adapter, told):
+                updates = self._updates
+                reply = await self._send(request.id, wire.score_body(request, self._cache_key, adapter))
+                if self._updates == updates:
+                    logprobs, text = wire.read_scores(request, reply, self._name, self.info.vocab_size)
+                    return Scores(logprobs, told.of(text))
+        raise EngineError(
+            f"{self._name}: new weights came {SCORE_TRIES} times while {request.id!r} was being scored; publish less often",
+            retryable=True,
+        )
 
-    async def abort(self, request_id: str) -> None:
-        """Returns when the request has ended. Sent again while it runs: the server drops an abort that comes too early."""
-        if self._gate.abort(request_id):
+    async def release_memory(self) -> None:
+        """See `Colocated.release_memory`. The server would exit if requests held its cache: pause with "retract" before."""
+        await self._to_the_end(self._locked(self._release()))
+
+    async def resume_memory(self) -> None:
+        """See `Colocated.resume_memory`."""
+        await self._to_the_end(self._locked(self._take_back()))
+
+    @property
+    def _greeted(self) -> Server:
+        if self._server is None:
+            raise EngineError(f"{self._name}: not entered yet; use `async with engine:`")
+        return self._server
+
+    @property
+    def _cache_key(self) -> str:
+        """Another for every publish: requests that new weights overtook leave a mixture under the key of the old ones."""
+        return f"{self._versions[self._policy]}~{self._nonce}.{self._updates}"
+
+    @asynccontextmanager
+    async def _weights_of(self, policy: str) -> AsyncGenerator[tuple[str | None, wire.Told]]:
+        """The adapter to ask for, and how the server's versions are read."""
+        if policy not in self._adapters:
+            yield None, self._base_versions
             return
-        running = self._running.get(request_id)
-        if running is None:
-            return
-        for _ in range(ABORT_TRIES):
-            await self._call("POST", "/abort_request", {"rid": running.rid})
-            try:
-                async with asyncio.timeout(ABORT_AGAIN_S):
-                    await running.ended.wait()
-                return
-            except TimeoutError:
-                continue
-        log.warning("%s: request %s still runs after %d aborts", self._name, request_id, ABORT_TRIES)
 
-    async def pause(self, mode: PauseMode = "in_place") -> None:
-        """See `Engine.pause`."""
-        await self._to_the_end(self._locked(self._pause(mode)))
+        async def leave(work: Awaitable[None]) -> None:
+            async def wait() -> None:
+                await work
 
-    async def resume(self) -> None:
-        """See `Engine.resume`."""
-        await self._to_the_end(self._locked(self._resume()))
+            if not self._closed:
+                await self._to_the_end(wait())
 
-    async def publish(self, policy: str, weights: Weights, version: Version) -> None:
-        """See `Engine.publish`. Running requests keep their KV unless the engine was paused with `retract`.
+        async with self._adapters.use(policy, leave) as adapter:
+            yield adapter.name, wire.AdapterVersion(adapter.version, self._greeted.weight_version, self._name)
 
-        Goes on to its end when the caller is cancelled. If it fails after the server began to change its weights,
-        requests are refused until a publish succeeds.
-        """
-        self._serves(policy)
-        await self._to_the_end(self._locked(self._publish(weights, version)))
-
-    async def _greet(self) -> None:
-        """Reads what the server is, and refuses one that is not known."""
-        server = await self._call("GET", "/server_info")
-        model = await self._call("GET", "/model_info")
-        models = await self._call("GET", "/v1/models")
-        try:
-            found = server["version"]
-            if found not in self._known_versions:
-                raise UserError(
-                    f"{self._name} has version {found}; known are {', '.join(sorted(self._known_versions))}. Start one of "
-                    "those, or hold this one with agentrl.testing.check_engine and pass known_versions"
-                )
-            # A prompt longer than max_req_input_len is refused, though it fits the model.
-            max_context = min(int(models["data"][0]["max_model_len"]), int(server["max_req_input_len"]) + 1)
-            self._ranks = int(server["tp_size"])
-            offers = Offers(deterministic=bool(server["enable_deterministic_inference"]))
-            vocab_size = self._vocab_size or self._read_vocab_size(model["model_path"])
-            self._version = self._versions.of(model["weight_version"])
-        except (KeyError, TypeError, IndexError) as error:
-            raise EngineError(f"{self._name}: its info lacks {error}; is this an SGLang server?") from error
-        self._info = EngineInfo(f"sglang {found}", vocab_size, max_context, offers)
-
-    def _read_vocab_size(self, model_path: str) -> int:
-        config = Path(model_path) / "config.json"
-        if not config.is_file():
-            raise UserError(f"{self._name}: its model folder {model_path!r} is not visible from here; pass vocab_size")
-        values = json.loads(config.read_text())
-        return int(values["vocab_size"] if "vocab_size" in values else values["text_config"]["vocab_size"])
-
-    def _serves(self, policy: str) -> None:
-        if policy != self._policy:
-            raise UserError(f"{self._name} serves policy {self._policy!r}, not {policy!r}")
-
-    def _admissible(self, request: GenerateRequest) -> tuple[IntArray, int]:
-        """The prompt, and how many tokens may be drawn; refuses what the server could not bear."""
-        self._serves(request.policy)
-        what = f"request {request.id!r}"
-        if any(isinstance(part, Media) for part in request.parts):
-            raise UserError(f"{what} has media, which this engine does not take; its info.offers.media is False")
-        if request.columns:
-            raise UserError(f"{what} asks for columns {request.columns}; this engine gives none (info.offers.columns)")
-        prompt, forced = request.prompt, len(request.forced)
-        if not len(prompt):
-            raise UserError(f"{what} has an empty prompt; begin with at least one token")
-        check_ids(prompt, self.info.vocab_size, what)
-        check_ids(request.forced, self.info.vocab_size, f"{what}, forced")
-        check_ids(request.sampling.stop_ids, self.info.vocab_size, f"{what}, stop_ids")
-        if forced > request.sampling.max_tokens:
-            raise UserError(f"{what}: {forced} forced tokens, but max_tokens is {request.sampling.max_tokens}; it counts them")
-        room = self.info.max_context - len(prompt)
-        if room < max(1, forced + (forced < request.sampling.max_tokens)):
-            raise ContextOverflow(
-                f"{self._name}: {what}: a prompt of {len(prompt)} tokens, {forced} forced ones and one more do not fit "
-                f"into a context of {self.info.max_context}"
+    async def _send(self, request_id: str, body: Body) -> Any:
+        async def send(running: Running) -> Any:
+            return await self._http.call(
+                "POST", "/generate", {**body, "rid": running.rid}, deadline=running.deadline, seconds=self._seconds.request
             )
-        return prompt, min(request.sampling.max_tokens, room) - forced
 
-    async def _request(self, request_id: str, body: Body) -> Any:
-        """POST /generate under the request's own deadline; its end, however it comes, frees its place on the server."""
-        if request_id in self._running:
-            raise UserError(f"request id {request_id!r} is already running; give every request an id of its own")
-        if self._unsound:
-            raise EngineError(f"{self._name}: {self._unsound}; publish again, or restart it", retryable=True)
-        # Its own name on the server: a request that was just cancelled may still hold the one it had.
-        self._sent += 1
-        running = _Running(f"{request_id}~{self._nonce}{self._sent}", asyncio.timeout(self._request_s))
-        body = {**body, "rid": running.rid}
-        self._running[request_id] = running
-        ended = False
-        try:
-            reply = await self._http.call("POST", "/generate", body, deadline=running.deadline, seconds=self._request_s)
-            ended = True
-            return reply
-        except Refused as error:
-            ended = True
-            if "context length" in error.reason or "longer than" in error.reason or "maximum allowed length" in error.reason:
-                raise ContextOverflow(str(error)) from error
-            raise
-        finally:
-            del self._running[request_id]
-            running.ended.set()
-            if not ended and not self._closed:
-                await self._to_the_end(self._drop(running.rid))
+        return await self._request(request_id, send, TOO_LONG)
 
-    async def _drop(self, rid: str) -> None:
-        """Aborts a request that nobody waits for any more; a server that does not answer has none to free."""
-        try:
-            await self._call("POST", "/abort_request", {"rid": rid}, seconds=min(2.0, self._control_s))
-        except EngineError as error:
-            log.warning("could not abort request %s: %s", rid, error)
+    async def _streamed(self, running: Running, body: Body, reader: wire.Reader) -> Generation:
+        """The reply, told piece by piece."""
+        told = 0
+        chunk: Any = None
+        events = self._stream.events(
+            "/generate", {**body, "rid": running.rid, "stream": True}, deadline=running.deadline, seconds=self._seconds.request
+        )
+        async with aclosing(events):
+            async for chunk in events:
+                ids, logprobs = reader.piece(chunk, told)
+                told += len(ids)
+                if len(ids) and reader.request.on_tokens is not None:
+                    reader.request.on_tokens(ids, logprobs)
+        generation = reader.generation(chunk)
+        if len(generation.ids) != told:
+            raise EngineError(f"{self._name}: POST /generate streamed {told} tokens, but its reply has {len(generation.ids)}")
+        return generation
 
-    async def _pause(self, mode: PauseMode) -> None:
-        open_again = not self._gate.closed
-        self._gate.close()
+    async def _request(self, request_id: str, send: Callable[[Running], Awaitable[Any]], too_long: Sequence[str]) -> Any:
+        if self._released:
+            raise EngineError(f"{self._name}: its memory is released to the learner; call resume_memory(), then publish")
+        failures = self._failures
+        reply = await super()._request(request_id, send, too_long)
+        if failures != self._failures:
+            raise EngineError(
+                f"{self._name}: a publish failed half way while {request_id!r} ran, so it may be of mixed weights; publish "
+                "again and repeat the request",
+                retryable=True,
+            )
+        return reply
+
+    # --- what ServerEngine asks of a client ----------------------------------------------------------------------------------
+    async def _greet(self) -> tuple[EngineInfo, dict[str, Version]]:
+        server = await greet(
+            self._call,
+            self._name,
+            self._known_versions,
+            vocab_size=self._vocab_size,
+            model=self._model,
+            share_weights=self._way != "disk",
+        )
+        adapted = len(self._policies) > 1
+        if adapted and not server.adapters:
+            raise UserError(
+                f"{self._name} takes no adapters; start it with --enable-lora --max-lora-rank RANK --lora-target-modules all"
+            )
+        self._server = server
+        versions = {policy: Version("server", policy, 0, server.weight_version) for policy in self._policies}
+        versions[self._policy] = self._base_versions.of(server.weight_version)
+        self._adapters.begin(versions)
+        offers = Offers(
+            swap_in_flight=not adapted,
+            deterministic=server.deterministic,
+            columns=wire.COLUMNS,
+            streaming=server.streams,
+            adapters=adapted,
+            memory=(self._memory_saver or server.memory) and (server.keeps_weights or not adapted),
+        )
+        return EngineInfo(f"sglang {server.version}", server.vocab_size, server.max_context, offers), versions
+
+    async def _abort_there(self, rid: str, seconds: float) -> None:
+        await self._call("POST", "/abort_request", {"rid": rid}, seconds=seconds)
+
+    async def _pause_there(self, mode: PauseMode) -> None:
         try:
             await self._call("POST", "/pause_generation", {"mode": mode})
-            open_again = False
-        finally:
-            if open_again:
-                self._gate.open()
-        self._mode = mode
-        now = asyncio.get_running_loop().time()
-        for running in self._running.values():
-            when = running.deadline.when()
-            if when is not None and not running.deadline.expired():
-                running.left = max(0.0, when - now)
-                running.deadline.reschedule(None)
+        except EngineError:
+            with suppress(EngineError):  # it may stand still all the same, and nobody would ever resume it
+                await self._call("POST", "/continue_generation", {}, seconds=min(2.0, self._seconds.control))
+            raise
 
-    async def _resume(self) -> None:
-        if not self._gate.closed:
-            return
+    async def _resume_there(self) -> None:
         try:
             await self._call("POST", "/continue_generation", {})
-        finally:  # also after a failure: whoever waits must learn of it from the server, not wait for ever
-            now = asyncio.get_running_loop().time()
-            for running in self._running.values():
-                if running.deadline.when() is None:
-                    running.deadline.reschedule(now + running.left)
-            self._gate.open()
-
-    async def _publish(self, weights: Weights, version: Version) -> None:
-        paused_here = not self._gate.closed
-        if paused_here:
-            await self._pause("in_place")
-        try:
-            await self._load(weights, str(version))
-            self._recomputed[str(version)] = self._mode == "retract"
-            self._version = version
-        finally:
-            if paused_here:
-                await self._resume()
-
-    async def _load(self, weights: Weights, text: str) -> None:
-        # Under in_place the running requests hold the cache: a flush would fail, and the server exits of that.
-        common = {"flush_cache": self._mode != "in_place", "abort_all_requests": False}
-        if set(weights) == {"path"} and isinstance(weights["path"], str | Path):
-            before = self._unsound
-            try:
-                body = {"model_path": str(weights["path"]), "weight_version": text, **common}
-                await self._change("/update_weights_from_disk", body)
-            except Refused as error:
-                if error.status < 500:  # it refused the folder and kept its weights
-                    self._unsound = before
+        except EngineError as error:
+            if not error.retryable:
                 raise
-        else:
-            self._succeeded(await self._call("POST", "/begin_weight_update", {"selector": "all"}, seconds=self._publish_s))
-            try:
-                await self._load_tensors(weights, text, common)
-            finally:
-                self._succeeded(await self._call("POST", "/end_weight_update", {}, seconds=self._publish_s))
-        told = (await self._call("GET", "/model_info"))["weight_version"]
-        if told != text:
-            raise EngineError(f"{self._name}: published {text}, but it serves {told}; does another run publish to it?")
+            await self._call("POST", "/continue_generation", {})
+
+    async def _publish(self, policy: str, weights: Weights, version: Version) -> None:
+        if self._released:
+            raise UserError(f"{self._name}: its memory is released; call resume_memory() before publishing to it")
+        await super()._publish(policy, weights, version)
+
+    async def _load(self, policy: str, weights: Weights, version: Version) -> None:
+        if policy in self._adapters:
+            await self._adapters.publish(policy, weights, version)
+            return
+        if len(self._policies) > 1:
+            adapters = ", ".join(name for name in self._policies if name in self._adapters)
+            raise UserError(f"{policy!r} is the base of {adapters}; it is frozen: publish to those")
+        self._updates += 1
+        text = str(version)
+        update = Update(self._name, self._call, self._seconds.publish, text, flush=self._mode != "in_place")
+        try:
+            await self._change(update, weights)
+            told = (await self._call("GET", "/model_info"))["weight_version"]
+            if told != text:
+                raise EngineError(f"{self._name}: published {text}, but it serves {told}; does another run publish to it?")
+        except EngineError:
+            if update.begun:
+                self._unsound = f"{update.begun} did not come to its end, so its weights may be a mixture"
+                self._failures += 1
+            raise
+        self._recomputed[text] = self._mode == "retract"
         self._unsound = ""
 
-    async def _load_tensors(self, weights: Weights, text: str, common: Body) -> None:
-        if not weights:
-            raise UserError('no weights to publish; pass tensors by name, or {"path": folder}')
-        sent = 0
-        buckets = wire.buckets(weights, self._bucket_bytes)
-        while (bucket := await asyncio.to_thread(next, buckets, None)) is not None:
-            payload = await asyncio.to_thread(wire.serialize, bucket)
-            sent += len(bucket)
-            body = {"serialized_named_tensors": [payload] * self._ranks, **common}
-            if sent == len(weights):
-                body["weight_version"] = text
-            await self._change("/update_weights_from_tensor", body)
+    async def _change(self, update: Update, weights: Weights) -> None:
+        server = self._greeted
+        path = weights["path"] if set(weights) == {"path"} else None
+        if isinstance(path, str | Path):
+            await asyncio.to_thread(self._check, Path(path))
+            await send_folder(update, path)
+            return
+        await asyncio.to_thread(self._check, weights)
+        if self._way == "disk":
+            await send_by_disk(update, weights, self._exchange)
+        elif self._way == "tensors":
+            await send_tensors(update, weights, self._bucket_bytes, server.ranks)
+        else:
+            self._group = self._group or UpdateGroup(
+                self._name, self._call, host=self._host, device=server.device, ranks=server.ranks,
+                join_s=self._seconds.control, seconds=self._seconds.publish,
+            )  # fmt: skip
+            await send_by_group(update, weights, self._bucket_bytes, self._group)
 
-    async def _change(self, path: str, body: Body) -> None:
-        """A call that changes weights. Until the publish is whole the server may serve a mixture."""
-        self._unsound = f"{path} did not come to its end, so its weights may be a mixture"
-        self._succeeded(await self._call("POST", path, body, seconds=self._publish_s))
+    def _check(self, weights: Weights | Path) -> None:
+        """`UserError` for weights of another model, as far as this side can see the server's; it would exit of them."""
+        model = self._greeted.model
+        if model is None or not model.shapes:
+            return
+        if not isinstance(weights, Path):
+            model.check(shapes_of(weights), "what was published")
+        elif weights.is_dir():
+            model.check(headers(weights), str(weights))
 
-    def _succeeded(self, reply: Any) -> None:
-        if not (isinstance(reply, dict) and reply.get("success") is True):
-            raise EngineError(f"{self._name}: the weight update did not succeed: {reply!r}")
+    async def _resume(self) -> None:
+        if self._released:
+            raise UserError(f"{self._name}: its memory is released; call resume_memory() and publish before resume()")
+        await super()._resume()
 
-    async def _call(self, method: str, path: str, body: Body | None = None, *, seconds: float | None = None) -> Any:
-        limit = self._control_s if seconds is None else seconds
-        return await self._http.call(method, path, body, deadline=asyncio.timeout(limit), seconds=limit)
+    async def _release(self) -> None:
+        if not self.info.offers.memory:
+            more = (
+                " --enable-weights-cpu-backup, for no publish brings back the base of adapters"
+                if len(self._policies) > 1
+                else ""
+            )
+            raise UserError(f"{self._name} cannot release its memory; start it with --enable-memory-saver{more}")
+        if self._released:
+            return
+        if self._running and not (self._gate.closed and self._mode == "retract"):
+            raise UserError(
+                f'{self._name}: {len(self._running)} requests hold its cache; pause("retract") before release_memory'
+            )
+        self._released = True  # also when it fails: nobody knows then what the server still has
+        await self._call("POST", "/release_memory_occupation", {}, seconds=self._seconds.publish)
 
-    async def _locked(self, work: Coroutine[Any, Any, None]) -> None:
-        """One change of the server at a time."""
-        async with self._control:
-            await work
-
-    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs in the engine's task group, so that a cancelled caller leaves the server in no state half way."""
-
-        async def outcome() -> BaseException | None:
-            try:
-                await work
-            except (AgentRLError, asyncio.CancelledError) as error:
-                return error
-            return None
-
-        error = await asyncio.shield(self._tasks.create_task(outcome()))
-        if error is not None:
-            raise error
+    async def _take_back(self) -> None:
+        if not self._released:  # the server would exit
+            return
+        await self._call("POST", "/resume_memory_occupation", {}, seconds=self._seconds.publish)
+        self._released = False
+        if not self._greeted.keeps_weights:
+            self._unsound = "it released its memory, and its weights with it"

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from agentrl.engines.contract import GenerateRequest, Generation, ScoreRequest, Weights
-from agentrl.episode import EMPTY_IDS, Finish, FloatArray, IntArray, Sampling, Version, VersionSpan, digest_ids, token_ids
+from agentrl.engines.contract import GenerateRequest, Generation, ScoreRequest
+from agentrl.episode import (
+    EMPTY_IDS,
+    Column,
+    Finish,
+    FloatArray,
+    IntArray,
+    Sampling,
+    Version,
+    VersionSpan,
+    digest_ids,
+    token_ids,
+)
 from agentrl.errors import EngineAborted, EngineError, UserError
 
 SEED_BITS = 31
 """Seeds are cut to these low bits: the server holds them in a signed integer."""
+
+KEPT, MASK_LOGPROB = "kept", "mask_logprob"
+COLUMNS = frozenset({KEPT, MASK_LOGPROB})
+"""`kept` (S, widest) int32: the ids that top-k and top-p kept, likeliest first, filled up with -1. `mask_logprob` (S,) float32:
+the token's log-prob under that mask. Forced tokens, for which nothing was drawn, have -1 and nan."""
 
 
 def is_greedy(sampling: Sampling) -> bool:
@@ -23,7 +37,19 @@ def is_greedy(sampling: Sampling) -> bool:
     return sampling.temperature == 0 or sampling.top_k == 1
 
 
-def generate_body(request: GenerateRequest, prompt: IntArray, max_new: int, cache_key: str) -> dict[str, Any]:
+def check_mask(request: GenerateRequest, widest: int) -> None:
+    """The server tells the mask of a greedy request, and of one with top-k of up to `widest`."""
+    top_k = request.sampling.top_k
+    if request.columns and not is_greedy(request.sampling) and not 1 < top_k <= widest:
+        raise UserError(
+            f"request {request.id!r} asks for {', '.join(request.columns)} with top_k={top_k}; this server tells the mask of "
+            f"top_k 2 to {widest}, and of greedy requests"
+        )
+
+
+def generate_body(
+    request: GenerateRequest, prompt: IntArray, max_new: int, cache_key: str, adapter: str | None = None
+) -> dict[str, Any]:
     """Prompt and forced prefix go as input ids.
 
     A stop id is heeded only while the model's own end-of-text is heeded too (`ignore_eos` switches both off), so a request
@@ -45,7 +71,7 @@ def generate_body(request: GenerateRequest, prompt: IntArray, max_new: int, cach
         params["stop_token_ids"] = list(sampling.stop_ids)
     else:
         params["ignore_eos"] = True
-    return {
+    body = {
         "input_ids": np.concatenate([prompt, request.forced]).tolist(),
         "sampling_params": params,
         "return_logprob": True,
@@ -54,17 +80,33 @@ def generate_body(request: GenerateRequest, prompt: IntArray, max_new: int, cach
         "return_prompt_token_ids": True,
         "extra_key": cache_key,
     }
+    if request.columns and max_new:  # asked for the mask of no token the server answers 500
+        body["return_sampling_mask"] = True
+    if adapter is not None:
+        body["lora_path"] = adapter
+    return body
 
 
-def score_body(request: ScoreRequest, cache_key: str) -> dict[str, Any]:
+def score_body(request: ScoreRequest, cache_key: str, adapter: str | None = None) -> dict[str, Any]:
     """Nothing is sampled; the prompt's own log-probs come back, at temperature 1."""
-    return {
+    body = {
         "input_ids": np.asarray(request.ids).tolist(),
         "sampling_params": {"temperature": 0, "max_new_tokens": 0},
         "return_logprob": True,
         "logprob_start_len": request.start - 1,
         "extra_key": cache_key,
     }
+    return body if adapter is None else {**body, "lora_path": adapter}
+
+
+class Told(Protocol):
+    """How the server's account of its weight versions is read."""
+
+    def of(self, text: str) -> Version: ...
+
+    def spans(
+        self, recorded: Sequence[Mapping[str, Any]], forced: int, last: str, retractions: int
+    ) -> tuple[VersionSpan, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,34 +140,110 @@ class Versions:
         return (VersionSpan(spans[0].version, 0, spans[0].end), *spans[1:])
 
 
-def read_generation(
-    request: GenerateRequest, prompt_length: int, reply: Any, versions: Versions, server: str, vocab_size: int
-) -> Generation:
-    """A reply of /generate. The digest is of what the server says it saw and gave, never of what was asked.
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """An adapter's version is ours alone: the server tells that of the base, which must stay what it was."""
 
-    Forced tokens come back with the server's input log-probs, which are at temperature 1; at another temperature they
-    are nan (forced tokens are never trained).
-    """
-    try:
-        meta = reply["meta_info"]
-        finish, matched = read_finish(meta["finish_reason"], server)
-        seen = token_ids(reply["prompt_token_ids"])
-        sampled = token_ids(reply["output_ids"])
-        logprobs = read_logprobs(meta["output_token_logprobs"], sampled, server)
-        forced = seen[prompt_length:]
-        if len(request.forced):
-            given = read_logprobs(meta["input_token_logprobs"][1:], forced, server, vocab_size - 1)
-            exact = is_greedy(request.sampling) or request.sampling.temperature == 1
-            logprobs = np.concatenate([given if exact else np.full_like(given, np.nan), logprobs])
-        spans = versions.spans(meta["weight_versions"], len(forced), meta["weight_version"], meta["num_retractions"])
-        cached, times = int(meta["cached_tokens"]), read_times(meta)
-    except (KeyError, TypeError, IndexError) as error:
-        raise EngineError(f"{server}: POST /generate: the reply lacks {error}; is its version a known one?") from error
-    ids = token_ids(np.concatenate([forced, sampled]))
-    logprobs.flags.writeable = False
-    return Generation(
-        ids, logprobs, spans, finish, digest_ids(seen, sampled), matched=matched, cached_tokens=cached, times=times
-    )
+    version: Version
+    base: str
+    server: str
+
+    def of(self, text: str) -> Version:
+        """`EngineError` when the base is another by now."""
+        if text != self.base:
+            raise EngineError(f"{self.server}: its base was {self.base} and is {text}; who publishes to the base of adapters?")
+        return self.version
+
+    def spans(self, recorded: Sequence[Mapping[str, Any]], forced: int, last: str, retractions: int) -> tuple[VersionSpan, ...]:
+        """One: a request keeps the adapter that it began with."""
+        del retractions
+        end = forced + max((int(span["end"]) for span in recorded), default=0)
+        for text in {last, *(span["version"] for span in recorded)}:
+            self.of(text)
+        return (VersionSpan(self.version, 0, end),) if end else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads the replies to one request for tokens."""
+
+    request: GenerateRequest
+    prompt_length: int
+    versions: Told
+    server: str
+    vocab_size: int
+
+    def generation(self, reply: Any) -> Generation:
+        """A whole reply. The digest is of what the server says it saw and gave, never of what was asked.
+
+        Forced tokens come back with the server's input log-probs, which are at temperature 1; at another temperature they
+        are nan (forced tokens are never trained).
+        """
+        try:
+            meta = reply["meta_info"]
+            finish, matched = read_finish(meta["finish_reason"], self.server)
+            seen, sampled = token_ids(reply["prompt_token_ids"]), token_ids(reply["output_ids"])
+            forced = seen[self.prompt_length :]
+            logprobs = read_logprobs(meta["output_token_logprobs"], sampled, self.server)
+            logprobs = np.concatenate([self._forced_logprobs(meta, forced), logprobs])
+            spans = self.versions.spans(meta["weight_versions"], len(forced), meta["weight_version"], meta["num_retractions"])
+            columns = read_mask(self.request, meta, len(forced), sampled, self.server)
+            cached, times = int(meta["cached_tokens"]), read_times(meta)
+        except (KeyError, TypeError, IndexError) as error:
+            raise _lacks(self.server, error) from error
+        logprobs.flags.writeable = False
+        ids, digest = token_ids(np.concatenate([forced, sampled])), digest_ids(seen, sampled)
+        return Generation(
+            ids, logprobs, spans, finish, digest, matched=matched, cached_tokens=cached, columns=columns, times=times
+        )
+
+    def piece(self, chunk: Any, told: int) -> tuple[IntArray, FloatArray]:
+        """What a chunk of a stream, which holds the reply from its start, adds to the `told` tokens before."""
+        try:
+            meta = chunk["meta_info"]
+            forced = token_ids(chunk["prompt_token_ids"])[self.prompt_length :]
+            begin = max(0, told - len(forced))
+            sampled = token_ids(chunk["output_ids"][begin:])
+            logprobs = read_logprobs(meta["output_token_logprobs"][begin:], sampled, self.server)
+            if told:
+                return sampled, logprobs
+            return token_ids([*forced, *sampled]), np.concatenate([self._forced_logprobs(meta, forced), logprobs])
+        except (KeyError, TypeError, IndexError) as error:
+            raise _lacks(self.server, error) from error
+
+    def _forced_logprobs(self, meta: Any, forced: IntArray) -> FloatArray:
+        sampling = self.request.sampling
+        unknown = np.full(len(forced), np.nan, np.float32)
+        if not len(forced) or (not meta["input_token_logprobs"] and _is_abort(meta)):  # ended before it was prefilled
+            return unknown
+        given = read_logprobs(meta["input_token_logprobs"][1:], forced, self.server, self.vocab_size - 1)
+        return given if is_greedy(sampling) or sampling.temperature == 1 else unknown
+
+
+def _is_abort(meta: Any) -> bool:
+    return meta["finish_reason"] is not None and meta["finish_reason"]["type"] == "abort"
+
+
+def _lacks(server: str, error: Exception) -> EngineError:
+    return EngineError(f"{server}: POST /generate: the reply lacks {error}; is its version a known one?")
+
+
+def read_mask(request: GenerateRequest, meta: Any, forced: int, sampled: IntArray, server: str) -> dict[str, Column]:
+    """The columns that were asked for; see `COLUMNS`."""
+    if not request.columns:
+        return {}
+    masks = meta["output_token_sampling_mask"] if len(sampled) else []
+    inside = meta["output_token_sampling_logprobs"] if len(sampled) else []
+    if not len(masks) == len(inside) == len(sampled) or not all(
+        token in mask for token, mask in zip(sampled.tolist(), masks, strict=True)
+    ):
+        raise EngineError(f"{server}: POST /generate gave {len(masks)} masks that are not those of its {len(sampled)} tokens")
+    kept = np.full((forced + len(sampled), max(map(len, masks), default=0)), -1, np.int32)
+    for row, mask in zip(kept[forced:], masks, strict=True):
+        row[: len(mask)] = mask
+    logprobs = np.concatenate([np.full(forced, np.nan, np.float32), np.array(inside, np.float32)])
+    given = {KEPT: Column(KEPT, kept), MASK_LOGPROB: Column(MASK_LOGPROB, logprobs)}
+    return {name: given[name] for name in request.columns}
 
 
 def read_finish(reason: Any, server: str) -> tuple[Finish, int | str | None]:
@@ -184,30 +302,3 @@ def read_scores(request: ScoreRequest, reply: Any, server: str, vocab_size: int)
 def no_tokens(prompt: IntArray) -> Generation:
     """What a request gives that was aborted before the server saw it."""
     return Generation(EMPTY_IDS, np.zeros(0, np.float32), (), "abort", digest_ids(prompt))
-
-
-def buckets(weights: Weights, limit: int) -> Iterator[list[tuple[str, Any]]]:
-    """The tensors in groups of at most `limit` bytes (a larger one stands alone), on the CPU, each with storage of its own."""
-    import torch
-
-    bucket: list[tuple[str, Any]] = []
-    size = 0
-    for name, value in weights.items():
-        tensor = torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f'weights[{name!r}] is a {type(value).__name__}; pass tensors by name, or {{"path": folder}}')
-        tensor = tensor.detach().cpu()
-        nbytes = tensor.numel() * tensor.element_size()
-        if bucket and size + nbytes > limit:
-            yield bucket
-            bucket, size = [], 0
-        # A view would be pickled with the whole storage that it looks into.
-        bucket.append((name, tensor.contiguous() if tensor.untyped_storage().nbytes() == nbytes else tensor.clone()))
-        size += nbytes
-    if bucket:
-        yield bucket
-
-
-def serialize(bucket: list[tuple[str, Any]]) -> str:
-    """A plain pickle in base64: needs no sglang here and no shared memory, so it crosses machines."""
-    return base64.b64encode(pickle.dumps(bucket, protocol=4)).decode()

@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 from aiohttp import web
 
-FaultKind: TypeAlias = Literal["drop", "garbage", "drip", "500", "never"]
-"""Close the connection unanswered, answer 200 with a page of HTML, one byte at a time, status 500, no answer at all."""
+FaultKind: TypeAlias = Literal["drop", "garbage", "drip", "500", "never", "stream_error", "stream_cut", "stream_end"]
+"""Close the connection unanswered, answer 200 with a page of HTML, one byte at a time, status 500, no answer at all; or, after
+two events of a stream: an error in the place of the third, the connection closed, the stream ended as if it were whole."""
 
 
 @dataclass(slots=True)

@@ -23,6 +23,10 @@ SAMPLING_PARAMS = (
 )  # fmt: skip
 
 
+WIDEST_MASK = 4096
+"""The server's own limit (--sampling-mask-max-tokens)."""
+
+
 class BadRequest(Exception):
     """A 400 with this body."""
 
@@ -98,6 +102,11 @@ def read_run(body: Mapping[str, Any], prompt: list[int], rid: str, limits: Limit
         raise engine_error(f"top_p must be in (0, 1], got {top_p}.")
     if top_k < 1 and top_k != -1:
         raise engine_error(f"top_k must be -1 (disable) or at least 1, got {top_k}.")
+    if body.get("return_sampling_mask") and temperature > 0 and not 1 <= top_k <= WIDEST_MASK:
+        raise engine_error(
+            f"return_sampling_mask requires top_k=1 for greedy sampling or finite 1 < top_k <= {WIDEST_MASK}; got "
+            f"top_k={top_k if top_k > 0 else 1 << 30}. Lower top_k or increase --sampling-mask-max-tokens."
+        )
     max_new = params.get("max_new_tokens", 128)
     check_length(len(prompt), max_new, limits)
     stops = params.get("stop") or []
@@ -109,7 +118,7 @@ def read_run(body: Mapping[str, Any], prompt: list[int], rid: str, limits: Limit
     room = limits.context - 2 - len(prompt)
     return Run(
         rid, prompt, how, min(max_new, room), frozenset(stop_ids), tuple([stops] if isinstance(stops, str) else stops),
-        str(body.get("extra_key") or ""), score_from,
+        f"{body.get('extra_key') or ''}{body.get('lora_path') or ''}", score_from,
     )  # fmt: skip
 
 
@@ -201,7 +210,7 @@ def _logprobs(body: Mapping[str, Any], run: Run, last_id: int) -> dict[str, Any]
         return [logprob, token, decode([token]) if with_text else None]
 
     given: list[Any] = []
-    if run.score_from >= 0:
+    if run.score_from >= 0 and "prefilled" in run.times:
         first = [triple(None, run.prompt[run.score_from])] if run.score_from < len(run.prompt) else []
         # As the real server does: the last id of the vocabulary is called 0 here.
         names = [0 if token == last_id else token for token in run.prompt[run.score_from + 1 :]]
@@ -228,6 +237,7 @@ def _logprobs(body: Mapping[str, Any], run: Run, last_id: int) -> dict[str, Any]
 
 def _mask(body: Mapping[str, Any], steps: Sequence[Step]) -> dict[str, Any]:
     masks = [np.flatnonzero(step.keep) for step in steps]
+    masks = [mask[np.argsort(-_row(step)[mask], kind="stable")] for mask, step in zip(masks, steps, strict=True)]
     inside = [log_softmax(_row(step)[mask]) for step, mask in zip(steps, masks, strict=True)]
     support = body.get("sampling_logprobs_mode") == "support"
     return {

@@ -23,6 +23,8 @@ class Run:
     stops: tuple[str, ...]
     cache_key: str
     score_from: int
+    adapter: str | None = None
+    """The folder of the adapter that it began with."""
     output: list[int] = field(default_factory=list[int])
     steps: list[Step] = field(default_factory=list[Step])
     versions: list[str] = field(default_factory=list[str])
@@ -120,7 +122,7 @@ class Scheduler:
         if run.score_from >= 0:
             run.cached = min(run.cached, run.score_from)
             async with self._step():
-                run.scores = await self.served.score(run.prompt, run.score_from + 1)
+                run.scores = await self.served.score(run.prompt, run.score_from + 1, run.adapter)
         if run.max_new == 0:
             run.finish = {"type": "length", "length": 0}
 
@@ -131,7 +133,7 @@ class Scheduler:
             run.finish = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
             return
         async with self._step():
-            step = await self.served.step([*run.prompt, *run.output], run.how)
+            step = await self.served.step([*run.prompt, *run.output], run.how, run.adapter)
             run.versions.append(self.version)
         run.output.append(step.token)
         run.steps.append(step)
@@ -149,10 +151,10 @@ class Scheduler:
             return {"type": "length", "length": run.max_new}
         return None
 
-    async def abort(self, rids: Sequence[str]) -> None:
-        """Ends these requests with what they have; unknown ones are no error."""
+    async def abort(self, rids: Sequence[str], *, waiting: bool = False) -> None:
+        """Ends these requests with what they have; unknown ones are no error. One that waits for a resume is not known yet."""
         for rid in rids:
-            if rid in self.runs:
+            if rid in self.runs and (waiting or self.runs[rid].sampling or not self.paused):
                 self.runs[rid].aborted.set()
         await self._notify()
 
@@ -192,6 +194,11 @@ class Scheduler:
 
     def _free(self) -> bool:
         return not self.sampling or (self.paused and not self._holding)
+
+    @property
+    def idle(self) -> bool:
+        """Whether its memory may be released; the real server exits when it is not."""
+        return self._free()
 
     async def write(self, weights: Mapping[str, Any], version: str | None) -> None:
         """New weights: at once when paused; otherwise it waits for the running requests, and new ones wait for it."""

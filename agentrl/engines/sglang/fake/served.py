@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from agentrl.engines.contract import Engine, GenerateRequest, ScoreRequest
-from agentrl.engines.sglang.fake.toy import Row, ToyModel, draw, gumbel
+from agentrl.engines.sglang.fake.toy import Row, ToyModel, draw, gumbel, read_tensors, with_adapter
 from agentrl.engines.sglang.wire import is_greedy
 from agentrl.episode import Sampling, Version, token_ids
+from agentrl.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ class Step:
 
 
 class Served(Protocol):
-    """A model behind the fake. `load` raises `UserError` for weights that it cannot take, and keeps the old ones."""
+    """A model behind the fake. `load` raises `UserError` for weights that it cannot take, and keeps the old ones.
+
+    An adapter is the folder of one; `add_adapter` raises `UserError` for what is none.
+    """
 
     @property
     def vocab_size(self) -> int: ...
@@ -45,11 +49,13 @@ class Served(Protocol):
     @property
     def deterministic(self) -> bool: ...
 
-    async def step(self, ids: Sequence[int], how: Draw) -> Step: ...
+    async def step(self, ids: Sequence[int], how: Draw, adapter: str | None = None) -> Step: ...
 
-    async def score(self, ids: Sequence[int], start: int) -> list[float]: ...
+    async def score(self, ids: Sequence[int], start: int, adapter: str | None = None) -> list[float]: ...
 
     async def load(self, weights: Mapping[str, Any], version: str) -> None: ...
+
+    def add_adapter(self, folder: str) -> None: ...
 
 
 class ServedToy:
@@ -59,15 +65,16 @@ class ServedToy:
         self.model = model
         self.deterministic = deterministic
         self._noise = np.random.default_rng(noise_seed)
+        self._adapted: dict[str, ToyModel] = {}
 
     @property
     def vocab_size(self) -> int:
         """Of the model."""
         return self.model.vocab_size
 
-    async def step(self, ids: Sequence[int], how: Draw) -> Step:
+    async def step(self, ids: Sequence[int], how: Draw, adapter: str | None = None) -> Step:
         """Draws what follows `ids`."""
-        logits = self.model.logits(ids)
+        logits = self._of(adapter).logits(ids)
         for token, bias in (how.logit_bias or {}).items():
             logits[token] += bias
         greedy = is_greedy(how.sampling)
@@ -80,14 +87,32 @@ class ServedToy:
         token, row, keep = draw(logits, how.sampling, noise, how.min_p)
         return Step(token, float(row[token]), row, keep)
 
-    async def score(self, ids: Sequence[int], start: int) -> list[float]:
+    async def score(self, ids: Sequence[int], start: int, adapter: str | None = None) -> list[float]:
         """At temperature 1."""
-        return self.model.score(ids, start)
+        return self._of(adapter).score(ids, start)
 
     async def load(self, weights: Mapping[str, Any], version: str) -> None:
-        """Tensors, or {"path": folder}."""
+        """Tensors, or {"path": folder}. As with the real server, those not given stay and unknown names are passed over."""
         del version
-        self.model.load(ToyModel.read(Path(weights["path"])).tensors if set(weights) == {"path"} else weights)
+        given = read_tensors(Path(weights["path"])) if set(weights) == {"path"} else weights
+        known = {name: value for name, value in given.items() if name in self.model.tensors}
+        for name, value in known.items():
+            if tuple(value.shape) != self.model.tensors[name].shape:
+                raise UserError(f"{name} has shape {tuple(value.shape)}, not {self.model.tensors[name].shape}")
+        self.model.load({**self.model.tensors, **known})
+        self._adapted.clear()
+
+    def add_adapter(self, folder: str) -> None:
+        """Read when it is first used, and again after new weights."""
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise UserError(f"Repo id must use alphanumeric chars, '-', '_' or '.': '{folder}'.")
+
+    def _of(self, adapter: str | None) -> ToyModel:
+        if adapter is None:
+            return self.model
+        if adapter not in self._adapted:
+            self._adapted[adapter] = with_adapter(self.model.tensors, Path(adapter))
+        return self._adapted[adapter]
 
 
 class ServedEngine:
@@ -112,19 +137,25 @@ class ServedEngine:
         """Of the engine."""
         return self.engine.info.offers.deterministic
 
-    async def step(self, ids: Sequence[int], how: Draw) -> Step:
+    async def step(self, ids: Sequence[int], how: Draw, adapter: str | None = None) -> Step:
         """One token of the engine after `ids`."""
+        del adapter
         sampling = replace(how.sampling, max_tokens=len(ids), stop_ids=(), stop=())
         prompt, forced = token_ids(ids[:1]), token_ids(ids[1:])
         request = GenerateRequest(f"step-{next(self._steps)}", self._policy, (prompt,), sampling, how.seed or 0, forced)
         generation = await self.engine.generate(request)
         return Step(int(generation.ids[-1]), float(generation.logprobs[-1]))
 
-    async def score(self, ids: Sequence[int], start: int) -> list[float]:
+    async def score(self, ids: Sequence[int], start: int, adapter: str | None = None) -> list[float]:
         """The engine's own scores."""
+        del adapter
         request = ScoreRequest(f"score-{next(self._steps)}", self._policy, token_ids(ids), start)
         return (await self.engine.score(request)).logprobs.tolist()
 
     async def load(self, weights: Mapping[str, Any], version: str) -> None:
         """Publishes to the engine."""
         await self.engine.publish(self._policy, weights, Version("fake", self._policy, next(self._loads), version))
+
+    def add_adapter(self, folder: str) -> None:
+        """An engine of its own has none."""
+        raise UserError(f"the fake serves an engine, which takes no adapter such as {folder}")

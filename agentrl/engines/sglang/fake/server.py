@@ -3,51 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
-import pickle
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from aiohttp import web
 
 from agentrl.engines.contract import Engine
 from agentrl.engines.sglang.fake import replies
+from agentrl.engines.sglang.fake.adapters import Registry
+from agentrl.engines.sglang.fake.control import Control, Died
 from agentrl.engines.sglang.fake.faults import Fault, FaultKind, answer
 from agentrl.engines.sglang.fake.replies import BadRequest, Limits, engine_error
 from agentrl.engines.sglang.fake.scheduler import Run, Scheduler
 from agentrl.engines.sglang.fake.served import Served, ServedEngine, ServedToy
 from agentrl.engines.sglang.fake.toy import ToyModel
-from agentrl.errors import UserError
 
 VERSION = "0.5.23"
 LOOKS_FOR_CLIENT_S = 4.0
 """How often a request that is not streamed looks whether its client is still there."""
 
-ALLOWED_GLOBALS = frozenset({
-    ("torch._utils", "_rebuild_tensor_v2"), ("torch.storage", "_load_from_bytes"), ("collections", "OrderedDict"),
-})  # fmt: skip
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"blocked: {module_name}.{global_name}")
-        return super().find_class(module_name, global_name)
-
-
-class Died(Exception):
-    """The scheduler of the real server raises here, and the whole server exits."""
-
 
 class FakeSGLang:
     """`async with FakeSGLang() as fake: SGLangEngine(fake.url, vocab_size=fake.vocab_size)`.
 
-    Serves a `ToyModel`, or an entered `Engine` under `policy`. What kills the real server kills this one: a token id
-    outside the vocabulary, a blocked pickle, a cache flush that an update asks for while requests hold KV.
+    Serves a `ToyModel`, or an entered `Engine` under `policy`; with `lora` also adapters of the toy (see `save_adapter`).
+    `encode` is its tokenizer; by default that of the recorded server, for printable ASCII. `server_info` is laid over what it
+    says of itself. What kills the real server kills this one: a token id outside the vocabulary, a blocked pickle, tensors of
+    another shape, a cache flush that an update asks for while requests hold KV, memory released then or taken back twice.
     """
 
     def __init__(
@@ -63,6 +48,9 @@ class FakeSGLang:
         weight_version: str = "v0",
         version: str = VERSION,
         model_path: str = "models/toy",
+        lora: bool = False,
+        encode: Callable[[str], Sequence[int]] = replies.encode,
+        server_info: Mapping[str, Any] | None = None,
     ) -> None:
         served: Served
         if model is None or isinstance(model, ToyModel):
@@ -78,9 +66,12 @@ class FakeSGLang:
         self._paused_health_s = paused_health_s
         self._version = version
         self._model_path = model_path
-        self._session_open = False
+        self._encode, self._more_info = encode, server_info or {}
+        self._registry = Registry(served, lora)
+        self._control = Control(self.scheduler, self._registry, model_path)
         self._faults: dict[str, Fault] = {}
         self._bodies: dict[int, Any] = {}
+        self._streams_wrong: dict[int, FaultKind] = {}
         self._runner: web.AppRunner | None = None
 
     @property
@@ -118,11 +109,9 @@ class FakeSGLang:
         post("/abort_request", self._abort)
         post("/pause_generation", self._pause)
         post("/continue_generation", self._continue)
-        post("/update_weights_from_disk", self._update_from_disk)
-        post("/begin_weight_update", self._begin_update)
-        post("/update_weights_from_tensor", self._update_from_tensor)
-        post("/end_weight_update", self._end_update)
-        post("/update_weight_version", self._update_version)
+        for path in ("/tokenize", "/v1/tokenize"):
+            post(path, self._tokenize)
+        self._control.add_to(app)
         # Handlers outlive their clients: the real server looks for its clients by itself.
         # To aiohttp a shutdown_timeout of 0 means none.
         self._runner = web.AppRunner(app, handler_cancellation=False, shutdown_timeout=0.05)
@@ -134,7 +123,7 @@ class FakeSGLang:
 
     async def __aexit__(self, *exc: object) -> None:
         if self._runner is not None:
-            await self.scheduler.abort(list(self.scheduler.runs))
+            await self.scheduler.abort(list(self.scheduler.runs), waiting=True)
             await self._runner.cleanup()
 
     @web.middleware
@@ -162,6 +151,9 @@ class FakeSGLang:
         if fault is None or fault.times == 0:
             return await handler(request)
         fault.times -= 1
+        if fault.kind.startswith("stream_"):
+            self._streams_wrong[id(request)] = fault.kind
+            return await handler(request)
         return await answer(fault.kind, request, await handler(request) if fault.kind == "drip" else None)
 
     def _body(self, request: web.Request) -> Any:
@@ -176,7 +168,7 @@ class FakeSGLang:
     async def _model_info(self, request: web.Request) -> web.Response:
         del request
         return web.json_response({
-            "model_path": self._model_path, "served_model_name": "toy", "tokenizer_path": self._model_path,
+            "model_path": self._control.model_path, "served_model_name": "toy", "tokenizer_path": self._model_path,
             "is_generation": True, "preferred_sampling_params": None, "weight_version": self.scheduler.version,
             "load_format": "auto", "model_type": "toy", "architectures": ["ToyForCausalLM"],
         })  # fmt: skip
@@ -188,19 +180,24 @@ class FakeSGLang:
             "weight_version": self.scheduler.version, "version": self._version,
             "max_total_num_tokens": 10 * self.limits.context, "max_req_input_len": self.limits.max_input,
             "internal_states": [{}], "enable_deterministic_inference": self.scheduler.served.deterministic,
+            "device": "cpu", "pp_size": 1, "enable_lora": self._registry.enabled, "enable_memory_saver": False,
+            "enable_weights_cpu_backup": False, "incremental_streaming_output": False,
+            "sampling_mask_max_tokens": replies.WIDEST_MASK, **self._more_info,
         })  # fmt: skip
 
     async def _models(self, request: web.Request) -> web.Response:
         del request
-        card = {
-            "id": "toy",
-            "object": "model",
-            "created": int(time.time()),
-            "owned_by": "sglang",
-            "root": "toy",
-            "parent": None,
-        }
-        return web.json_response({"object": "list", "data": [card | {"max_model_len": self.limits.context}]})
+        card = {"object": "model", "created": int(time.time()), "owned_by": "sglang"}
+        base = card | {"id": "toy", "root": "toy", "parent": None, "max_model_len": self.limits.context}
+        adapters = [
+            card | {"id": name, "root": folder, "parent": "toy", "max_model_len": None}
+            for name, folder in self._registry.loaded.items()
+        ]
+        return web.json_response({"object": "list", "data": [base, *adapters]})
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        ids = list(self._encode(self._body(request)["prompt"]))
+        return web.json_response({"tokens": ids, "count": len(ids), "max_model_len": self.limits.context})
 
     async def _loads(self, request: web.Request) -> web.Response:
         del request
@@ -220,11 +217,38 @@ class FakeSGLang:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body: Mapping[str, Any] = self._body(request)
+        if not body.get("stream"):
+            return await self._whole(request, body)
+        try:
+            async with AsyncExitStack() as stack:
+                runs = await self._admit(body, stack)
+                return await self._stream(request, body, runs[0])
+        except BadRequest as error:
+            told = error.body.get("error")
+            if not isinstance(told, dict):  # refused before the stream began
+                raise
+            kind = {"type": "invalid_request_error", "code": 400, "retryable": False}
+            event = json.dumps({"error": {**told, **kind}})
+            return web.Response(
+                text=f"data: {event}\n\ndata: [DONE]\n\n", headers={"Content-Type": "text/event-stream; charset=utf-8"}
+            )
+
+    async def _whole(self, request: web.Request, body: Mapping[str, Any]) -> web.Response:
+        async with AsyncExitStack() as stack:
+            runs = await self._admit(body, stack)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.scheduler.run(run)) for run in runs]
+                group.create_task(self._look_for_client(request, runs, tasks))
+        written = [self._reply(body, run) for run in runs]
+        many = len(runs) > 1 or isinstance((body.get("input_ids") or [0])[0], list) or isinstance(body.get("text"), list)
+        return web.json_response(written if many else written[0])
+
+    async def _admit(self, body: Mapping[str, Any], stack: AsyncExitStack) -> list[Run]:
+        """The requests that a body asks for, as the scheduler knows them; their adapter is held until the stack ends."""
         prompts, batch = replies.read_prompts(body)
         copies = int((body.get("sampling_params") or {}).get("n", 1))
         prompts = [prompt for prompt in prompts for _ in range(copies)]
-        many = batch or copies > 1
-        rids = body.get("rid") if many else [body.get("rid") or replies.new_rid()]
+        rids = body.get("rid") if batch or copies > 1 else [body.get("rid") or replies.new_rid()]
         rids = rids if isinstance(rids, list) else [replies.new_rid() for _ in prompts]
         runs = [replies.read_run(body, prompt, rid, self.limits) for prompt, rid in zip(prompts, rids, strict=True)]
         for run in runs:
@@ -232,15 +256,11 @@ class FakeSGLang:
                 raise engine_error(f"Duplicate request ID detected: {run.rid}")
             if not all(0 <= token < self.vocab_size for token in run.prompt):
                 raise Died("a token id outside the vocabulary")
+        adapter = await stack.enter_async_context(self._registry.use(body.get("lora_path")))
         for run in runs:
+            run.adapter = adapter
             self.scheduler.runs[run.rid] = run
-        if body.get("stream"):
-            return await self._stream(request, body, runs[0])
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.scheduler.run(run)) for run in runs]
-            group.create_task(self._look_for_client(request, runs, tasks))
-        written = [self._reply(body, run) for run in runs]
-        return web.json_response(written if many else written[0])
+        return runs
 
     def _reply(self, body: Mapping[str, Any], run: Run) -> dict[str, Any]:
         return replies.write_reply(body, run, self.scheduler.version, self.vocab_size - 1)
@@ -248,24 +268,33 @@ class FakeSGLang:
     async def _look_for_client(self, request: web.Request, runs: list[Run], tasks: list[asyncio.Task[None]]) -> None:
         while (await asyncio.wait(tasks, timeout=LOOKS_FOR_CLIENT_S))[1]:
             if request.transport is None or request.transport.is_closing():
-                await self.scheduler.abort([run.rid for run in runs])
+                await self.scheduler.abort([run.rid for run in runs], waiting=True)
 
     async def _stream(self, request: web.Request, body: Mapping[str, Any], run: Run) -> web.StreamResponse:
         """Server-sent events; every one is the whole reply so far."""
+        wrong = self._streams_wrong.pop(id(request), None)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
 
         async def emit(run: Run) -> None:
-            if run.finish is not None:
+            if run.finish is not None or run.aborted.is_set():
                 return
             try:
                 await response.write(f"data: {json.dumps(self._reply(body, run))}\n\n".encode())
             except ConnectionResetError:
                 run.aborted.set()
+            if wrong is not None and len(run.output) == 2:
+                run.aborted.set()
 
         await self.scheduler.run(run, emit)
+        if wrong == "stream_cut" and request.transport is not None:
+            request.transport.abort()
+            return response
         last = json.dumps(self._reply(body, run))
-        await response.write(f"data: {last}\n\ndata: [DONE]\n\n".encode())
+        if wrong == "stream_error":
+            last = json.dumps({"error": {"message": "scheduler is gone", "type": "internal", "code": 503, "retryable": True}})
+        await response.write(f"data: {last}\n\n".encode() if wrong != "stream_end" else b"")
+        await response.write(b"data: [DONE]\n\n" if wrong is None else b"")
         return response
 
     async def _abort(self, request: web.Request) -> web.Response:
@@ -281,67 +310,3 @@ class FakeSGLang:
         del request
         await self.scheduler.resume()
         return web.json_response({"message": "Generation continued successfully.", "status": "ok"})
-
-    async def _update_from_disk(self, request: web.Request) -> web.Response:
-        body = self._body(request)
-        if not _is_folder(body["model_path"]):
-            message = f"Failed to get weights iterator: Repo id must use alphanumeric chars: '{body['model_path']}'.."
-            return web.json_response({"success": False, "message": message, "num_paused_requests": 0}, status=400)
-        try:
-            message = await self._write({"path": body["model_path"]}, body)
-        except UserError as error:
-            return web.json_response({"success": False, "message": str(error), "num_paused_requests": 0}, status=400)
-        message = f"Succeeded to update model weights.{message}"
-        return web.json_response({"success": True, "message": message, "num_paused_requests": 0})
-
-    async def _write(self, weights: Mapping[str, Any], body: Mapping[str, Any]) -> str:
-        """Gives what to add to the message of success."""
-        if body.get("abort_all_requests"):
-            await self.scheduler.abort(list(self.scheduler.runs))
-        await self.scheduler.write(weights, body.get("weight_version"))
-        if body.get("flush_cache", True) and not self.scheduler.flush():
-            raise Died("cache flush failed after updating weights")
-        return f" Weight version updated to {body['weight_version']}." if body.get("weight_version") else ""
-
-    async def _begin_update(self, request: web.Request) -> web.Response:
-        del request
-        if self._session_open:
-            return _outcome(False, "a weight-update session is already open; call end_weight_update() first")
-        self._session_open = True
-        return _outcome(True, "Success")
-
-    async def _end_update(self, request: web.Request) -> web.Response:
-        del request
-        if not self._session_open:
-            return _outcome(False, "no weight-update session is open; call begin_weight_update() first")
-        self._session_open = False
-        return _outcome(True, "Success")
-
-    async def _update_from_tensor(self, request: web.Request) -> web.Response:
-        body = self._body(request)
-        if not self._session_open:
-            return _outcome(False, "update_weights_from_tensor must run between begin_weight_update() and end_weight_update()")
-        try:
-            named: Any = _Unpickler(io.BytesIO(base64.b64decode(body["serialized_named_tensors"][0]))).load()
-        except pickle.UnpicklingError as error:
-            raise Died(str(error)) from error
-        try:
-            return _outcome(True, f"Success{await self._write(dict(named), body)}")
-        except UserError as error:
-            return _outcome(False, str(error))
-
-    async def _update_version(self, request: web.Request) -> web.Response:
-        body = self._body(request)
-        if body.get("abort_all_requests", True):
-            await self.scheduler.abort(list(self.scheduler.runs))
-        self.scheduler.version = body["new_version"]
-        message = f"Weight version updated to {body['new_version']}"
-        return web.json_response({"success": True, "message": message, "new_version": body["new_version"]})
-
-
-def _is_folder(path: str) -> bool:
-    return Path(path).is_dir()
-
-
-def _outcome(success: bool, message: str) -> web.Response:
-    return web.json_response({"success": success, "message": message}, status=200 if success else 400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,9 @@ class ToyModel:
     @classmethod
     def read(cls, folder: Path) -> ToyModel:
         """The inverse of `save`; `UserError` when there is no such model."""
-        file = folder / "toy.npz"
-        if not file.is_file():
+        if not (folder / "toy.npz").is_file():
             raise UserError(f"no toy model in {folder}; write one with ToyModel.save")
-        with np.load(file) as tensors:
-            return cls(tensors)
+        return cls(read_tensors(folder))
 
     def save(self, folder: Path) -> None:
         """Writes `toy.npz`."""
@@ -70,6 +69,34 @@ class ToyModel:
         return [float(log_softmax(self.logits(ids[:at]))[ids[at]]) for at in range(start, len(ids))]
 
 
+def read_tensors(folder: Path) -> dict[str, Any]:
+    """The tensors of a folder: `toy.npz`, or safetensors files."""
+    if (folder / "toy.npz").is_file():
+        with np.load(folder / "toy.npz") as tensors:
+            return dict(tensors)
+    from safetensors.numpy import load_file
+
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def save_adapter(folder: Path, seed: int, *, vocab_size: int = 320, width: int = 16, rank: int = 2) -> Path:
+    """A LoRA adapter of the toy's head: adapter_config.json, and A (rank, width) and B (vocab, rank) in `adapter.npz`."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))
+    down, up = rng.normal(size=(rank, width)) / width**0.5, rng.normal(size=(vocab_size, rank))
+    np.savez(folder / "adapter.npz", A=down.astype(np.float32), B=up.astype(np.float32))
+    return folder
+
+
+def with_adapter(tensors: Mapping[str, Any], folder: Path) -> ToyModel:
+    """The model whose head has the adapter merged in."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    with np.load(folder / "adapter.npz") as adapter:
+        delta = adapter["B"] @ adapter["A"] * (config["lora_alpha"] / config["r"])
+    return ToyModel({"embed": tensors["embed"], "head": tensors["head"] + delta})
+
+
 def random_weights(seed: int = 0, *, vocab_size: int = 320, width: int = 16) -> dict[str, npt.NDArray[np.float32]]:
     """Tensors for a `ToyModel`."""
     rng = np.random.default_rng(seed)
@@ -84,14 +111,13 @@ def log_softmax(logits: Row) -> Row:
 
 
 def kept(logprobs: Row, top_k: int, top_p: float, min_p: float = 0.0) -> npt.NDArray[np.bool_]:
-    """The sampling mask: top-k, then top-p over what is left, then min-p."""
+    """The sampling mask. As in the real server's, top-k and top-p both look at the whole distribution; then min-p."""
     order = np.argsort(-logprobs, kind="stable")
     keep = np.ones(len(order), bool)
     if 0 < top_k < len(order):
         keep[order[top_k:]] = False
     if top_p < 1:
-        probs = np.exp(np.where(keep, logprobs, -np.inf)[order])
-        probs /= probs.sum()
+        probs = np.exp(logprobs[order])
         keep[order[np.cumsum(probs) - probs > top_p]] = False
     if min_p > 0:
         keep &= logprobs >= logprobs.max() + np.log(min_p)

@@ -1,0 +1,65 @@
+"""SALT: steps that several episodes of a group have in common share what those episodes are worth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from agentrl.credit.contract import Batch, Credit, Estimator, Ints, Needs
+from agentrl.credit.grpo import GRPO
+from agentrl.credit.statistics import normalise, sizes
+from agentrl.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SALT:
+    """A(e) = the mean of A_i over the episodes i of the group that took step e = (state, action, next state); else A_i.
+
+    arXiv 2510.20022. A_i is the credit of `base`: GRPO, or another method that gives each turn one number (`credit.base=agentrl.credit:RLOO`).
+    Two steps are the same one if their `State.before`, `action` and `after` are, and the `history - 1` states of the same agent before.
+    An episode that took a step several times counts once in it. A turn that lacks one of the three keys is like no other.
+
+    No code of the authors was found. How much history must agree is not public: 1, the state itself, is this library's reading.
+    Canonical actions (the parsed call, not the text) are what the method lives on.
+    """
+
+    base: Estimator = field(default_factory=GRPO)
+    history: int = 1
+    needs: ClassVar[Needs] = Needs(state=True, group=2)
+
+    def __post_init__(self) -> None:
+        if self.history < 1:
+            raise UserError(f"SALT needs history >= 1 (the state of the step itself), got {self.history}")
+
+    def __call__(self, batch: Batch) -> Credit:
+        """The advantage of each turn. `UserError` if the base gives turns more than one number."""
+        turns = batch.turns
+        credit = self.base(batch)
+        if not isinstance(credit.advantage, np.ndarray) or credit.by_row:
+            raise UserError(f"SALT(base={type(self.base).__name__}): the base must give one number a turn; take GRPO or RLOO")
+        edge = self._edges(batch)
+        advantage = credit.advantage - normalise(credit.advantage, by=(turns.group, edge), once=turns.episode)
+        alone = sizes(by=(turns.group, edge), once=turns.episode) == 1
+        advantage[alone] = credit.advantage[alone]
+        return Credit(turns, advantage, weight=credit.weight, metrics={**credit.metrics, "credit/merged": float(np.mean(~alone))})
+
+    def _edges(self, batch: Batch) -> Ints:
+        """(T,) equal for equal steps; -1 - t where a key is missing."""
+        turns = batch.turns
+        numbers: dict[Hashable, int] = {}
+        seen: defaultdict[tuple[int, int], list[str]] = defaultdict(list)  # states of each agent of each episode so far
+        result = np.zeros(len(turns), np.int64)
+        for t, (turn, episode, agent) in enumerate(zip(turns.turn, turns.episode.tolist(), turns.agent.tolist(), strict=True)):
+            state = turn.state
+            before = seen[episode, agent]
+            before.append(state.before if state is not None else "")
+            if state is None or not (state.before and state.action and state.after):
+                result[t] = -1 - t
+                continue
+            key = (*before[-self.history :], state.action, state.after)
+            result[t] = numbers.setdefault(key, len(numbers))
+        return result

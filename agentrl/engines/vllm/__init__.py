@@ -1,0 +1,5 @@
+"""A running vLLM server as an engine. Needs aiohttp; nothing of vLLM is imported."""
+
+from agentrl.engines.vllm.client import VLLMEngine
+
+__all__ = ["VLLMEngine"]

@@ -1,0 +1,169 @@
+"""The tree estimators against the numbers that the authors' own functions gave."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agentrl.credit import ARPO, Forest, SPOTree, TreeGRPO, TreePO, to_batch
+from agentrl.episode import Episode, Group, token_ids
+from agentrl.rollout import EntropyTree
+from agentrl.rollout.entropy import entropy
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> Any:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def leaf(chain: Any, turn: Any) -> Any:
+    """An episode of a tree: a turn for each name, with a seed of its own; equal prefixes of names are shared turns."""
+
+    def make(name: str, path: list[str], reward: float, of: str | None = None, group: str = "g", **fields: Any) -> Episode:
+        turns = tuple(
+            turn(str(depth), depth, seed=hash(tuple(path[: depth + 1])) & 0xFFFF_FFFF, sampled=1)
+            for depth in range(len(path))
+        )
+        return replace(chain(name, group, [], outcome=reward), turns=turns, fork_of=of, **fields)
+
+    return make
+
+
+@pytest.fixture
+def tree_grpo_batch(leaf: Any) -> Any:
+    inputs = golden("tree_grpo")["inputs"]
+    episodes = []
+    for i, (reward, tree) in enumerate(zip(inputs["leaf_rewards"], inputs["tree"], strict=True)):
+        of = None if i % 3 == 0 else f"e{i - i % 3}"
+        episodes.append(leaf(f"e{i}", [tree, f"{i}"], reward, of))
+    return to_batch([Group("g", None, tuple(episodes), 6)])
+
+
+@pytest.mark.parametrize(
+    ("form", "key"),
+    [("sum", "official"), ("sum", "expected"), ("intra", "expected_intra"), ("inter", "expected_inter"),
+     ("nested", "official_tree_2norm")],
+)  # fmt: skip
+def test_tree_grpo_gives_the_authors_numbers(tree_grpo_batch: Any, form: Any, key: str) -> None:
+    advantage = TreeGRPO(form=form)(tree_grpo_batch).advantage
+    np.testing.assert_allclose(advantage[::2], golden("tree_grpo")[key], atol=1e-6)
+    np.testing.assert_array_equal(advantage[1::2], advantage[::2])
+
+
+@pytest.fixture
+def treepo_batch(leaf: Any) -> Any:
+    """Two trained tokens a leaf, as in the authors' call; the leaf's own turn is there, and is not trained."""
+    inputs = golden("treepo")["inputs"]
+    episodes = []
+    for i, (path, reward) in enumerate(zip(inputs["tree_path"], inputs["rewards"], strict=True)):
+        _, first, second, last = path.split("#")
+        episode = leaf(f"e{i}", [first, second, last], reward, None if i == 0 else "e0")
+        episodes.append(replace(episode, turns=(*episode.turns[:2], replace(episode.turns[2], untrained="the leaf"))))
+    return to_batch([Group("u", None, tuple(episodes), 6)])
+
+
+@pytest.mark.parametrize(("average", "key"), [("depths", "average"), ("group_size", "group_size")])
+def test_treepo_gives_the_authors_numbers(treepo_batch: Any, average: Any, key: str) -> None:
+    for kind in ("expected", "official"):
+        expected = golden("treepo")[kind][key]
+        raw = TreePO(average=average, whiten=False)(treepo_batch).advantage
+        np.testing.assert_allclose(raw[::2], expected["raw"], atol=1e-6)
+        np.testing.assert_allclose(TreePO(average=average)(treepo_batch).advantage[::2], expected["white"], atol=2e-6)
+
+
+def spo_leaves(node: Any, path: list[str]) -> list[tuple[list[str], float]]:
+    if node["leaf"]:
+        return [(path, node["reward"])]
+    return [found for child in node["children"] for found in spo_leaves(child, [*path, child["text"]])]
+
+
+@pytest.mark.parametrize(("std", "key"), [(None, "rloo"), ("population", "grpo")])
+def test_spo_tree_gives_the_authors_numbers_to_each_segment_once(leaf: Any, std: Any, key: str) -> None:
+    data = golden("spo_tree")
+    found = spo_leaves(data["inputs"]["tree"], [])
+    episodes = [leaf(f"e{i}", path, reward, "e0" if i else None) for i, (path, reward) in enumerate(found)]
+    episodes = [
+        replace(e, turns=tuple(replace(t, logprobs=np.full(1, -1.0, np.float32)) for t in e.turns)) for e in episodes
+    ]
+    batch = to_batch([Group("g", None, tuple(episodes), 4)])
+    credit = SPOTree(std=std)(batch)
+    got = {}
+    for t, (number, weight) in enumerate(zip(batch.turns.episode.tolist(), credit.weight.tolist(), strict=True)):
+        path = found[number][0][: batch.turns.index[t] + 1]
+        if weight:
+            assert tuple(path) not in got, "a segment is trained once"
+            got[tuple(path)] = credit.advantage[t].item()
+    for kind in ("expected", "official"):
+        wanted = {tuple(query[1:] + text): value for query, text, value in data[kind][key]}
+        assert got.keys() == wanted.keys()
+        np.testing.assert_allclose([got[path] for path in wanted], list(wanted.values()), atol=1e-5)
+
+
+def test_spo_gives_certain_tokens_nothing(leaf: Any) -> None:
+    sure = np.log(np.array([0.95, 0.5], np.float32))
+    episodes = [leaf("e0", ["a"], 1.0), leaf("e1", ["b"], 0.0, "e0")]
+    episodes = [
+        replace(e, turns=(replace(e.turns[0], logprobs=sure, sampled_ids=token_ids([1, 2])),)) for e in episodes
+    ]
+    advantage = SPOTree()(to_batch([Group("g", None, tuple(episodes), 2)])).advantage
+    assert [values.tolist() for values in advantage] == [[0.0, 0.5], [0.0, -0.5]]
+
+
+def test_arpo_soft_is_grpo_over_the_leaves_and_hard_the_mean_over_branches(leaf: Any) -> None:
+    data = golden("arpo_agentic")
+    shared = data["inputs"]["shared_prefix_leaves"]
+    episodes = [
+        leaf(f"e{i}", ["shared" if i in shared else f"s{i}", f"{i}"], reward, "e0" if i == 1 else None)
+        for i, reward in enumerate(data["inputs"]["leaf_rewards"])
+    ]
+    batch = to_batch([Group("g", None, tuple(episodes), 4)])
+    soft = ARPO()(batch).advantage
+    np.testing.assert_allclose(soft[::2], data["expected"]["soft_advantage"], atol=1e-6)
+    hard = ARPO(shared="hard")(batch).advantage
+    np.testing.assert_allclose(hard[[0, 2]], data["expected"]["hard_shared_prefix_advantage"], atol=1e-12)
+    np.testing.assert_array_equal(hard[[1, 3, 4, 5, 6, 7]], soft[[1, 3, 4, 5, 6, 7]])
+
+
+def test_entropy_branches_are_decided_as_in_the_authors_code_and_paper(turn: Any) -> None:
+    data = golden("arpo_agentic")
+    heights = []
+    for name in ("top_logprobs_first_segment", "top_logprobs_after_tool"):
+        rows = np.array(data["inputs"][name])
+        column = replace_column(turn("0"), -(np.exp(rows) * rows).sum(1))
+        heights.append(entropy(column, data["params"]["k_tokens"], data["inputs"]["vocab"]))
+    wanted = data["expected"]
+    np.testing.assert_allclose(heights, [wanted["H_initial"], wanted["H_now"]], atol=1e-6)
+    rise = heights[1] - heights[0]
+    assert rise == pytest.approx(wanted["delta_H"], abs=1e-6)
+    drawn = EntropyTree()
+    assert [drawn.branches(rise, uniform) for uniform in data["inputs"]["uniforms"]] == wanted["code_branch"]
+    paper = EntropyTree(rule="threshold")
+    assert paper.branches(rise, 0.99) is wanted["paper_branch"] and not paper.branches(-rise, 0.0)
+
+
+def replace_column(turn: Any, values: Any) -> Any:
+    from agentrl.episode import Column
+
+    return replace(turn, columns={"entropy": Column("entropy", values)})
+
+
+def test_a_node_is_a_turn_with_all_before_it(leaf: Any) -> None:
+    episodes = [
+        leaf("a", ["x", "y", "z"], 0.0),
+        leaf("b", ["x", "y", "w"], 0.0, "a"),
+        leaf("c", ["x", "v"], 0.0, "b"),
+        leaf("d", ["x", "y"], 0.0),
+    ]
+    forest = Forest.of(to_batch([Group("g", None, tuple(episodes), 4)]))
+    assert forest.tree.tolist() == [0, 0, 0, 1]
+    assert [path.tolist() for path in forest.paths] == [[0, 1, 2], [0, 1, 3], [0, 4], [5, 6]]
+    assert forest.node.tolist() == [0, 1, 2, 0, 1, 3, 0, 4, 5, 6]
+    assert forest.ancestors(2).tolist() == [1, 1, 4, 6] and forest.ancestors(3).tolist() == [2, 3, -3, -4]
+    assert forest.first_sight().tolist() == [True, True, True, False, False, True, False, True, True, True]
