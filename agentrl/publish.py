@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from agentrl import faults
-from agentrl.engines.contract import Colocated, Engine
+from agentrl.engines.contract import Colocated, Engine, Weights
+from agentrl.errors import UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
 
+KEPT = 8
+"""Published adapter folders of a policy that stay."""
+
 
 class Publisher:
-    """Serves every policy with its learner's weights. `batch` batches are learned from when it begins."""
+    """Serves every policy with its learner's weights. `batch` batches are learned from when it begins.
 
-    def __init__(self, experiment: Experiment[Any, Any], engine: Engine, learners: Mapping[str, Learner], batch: int) -> None:
+    `folder` is for adapters, which an engine reads from disk; it must see it.
+    """
+
+    def __init__(
+        self, experiment: Experiment[Any, Any], engine: Engine, learners: Mapping[str, Learner], batch: int, folder: Path
+    ) -> None:
         self._experiment, self._engine, self._learners = experiment, engine, learners
-        wanted = getattr(experiment.engine, "colocated", False)
-        self._colocated = engine if wanted and engine.info.offers.memory and isinstance(engine, Colocated) else None
+        self._folder = folder
+        self._colocated = engine if engine.info.offers.memory and isinstance(engine, Colocated) else None
+        if not getattr(experiment.engine, "colocated", False):
+            self._colocated = None
+        elif self._colocated is None:
+            raise UserError(
+                f"colocated=True, but {engine.info.name} cannot free its memory; start one server, with --enable-memory-saver"
+            )
         self._made_room = False
         self.served = batch
         """Batches learned from when the engine last took weights."""
@@ -33,11 +51,25 @@ class Publisher:
         """Pushes the weights of all policies; requests in flight go on with them."""
         for name, learner in self._learners.items():
             faults.point("publish.begun")
-            await self._engine.publish(name, learner.weights(), learner.version)
+            await self._engine.publish(name, await self._weights(name, learner), learner.version)
         self.served = batch
         if self._made_room:
             await self._engine.resume()
             self._made_room = False
+
+    async def _weights(self, name: str, learner: Learner) -> Weights:
+        """Tensors; for an engine that serves adapters a folder, of which the last few stay, as requests may still use them."""
+        if not self._engine.info.offers.adapters:
+            return learner.weights()
+        if self._experiment.by_name[name].lora is None:
+            raise UserError(
+                f"policy {name!r} learns all its weights, and its engine serves adapters; Policy({name!r}, lora=16)"
+            )
+        folder = self._folder / name / f"step-{learner.version.step:06d}"
+        await asyncio.to_thread(learner.save, folder)
+        for old in sorted(folder.parent.glob("step-*"))[:-KEPT]:
+            await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)
+        return {"path": folder}
 
     @asynccontextmanager
     async def room(self) -> AsyncGenerator[None]:
@@ -48,5 +80,7 @@ class Publisher:
         await self._engine.pause("retract")
         await self._colocated.release_memory()
         self._made_room = True
-        yield
-        await self._colocated.resume_memory()
+        try:
+            yield
+        finally:
+            await self._colocated.resume_memory()

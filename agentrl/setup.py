@@ -7,11 +7,12 @@ import importlib.util
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agentrl.config import experiment_json
-from agentrl.engines.specs import own_renderer
+from agentrl.engines.specs import SGLang, own_renderer
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
@@ -83,6 +84,14 @@ def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, L
         for name, policy in experiment.by_name.items()
         if not policy.frozen
     }
+
+
+def placed(experiment: Experiment[Any, Any], folder: Path) -> Experiment[Any, Any]:
+    """An engine that launches servers has their logs in the run's folder."""
+    engine = experiment.engine
+    if isinstance(engine, SGLang) and engine.launch and not engine.logs:
+        return replace(experiment, engine=replace(engine, logs=str(folder / "engines")))
+    return experiment
 
 
 def open_source(experiment: Experiment[Any, Any]) -> TaskSource[Any]:

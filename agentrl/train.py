@@ -34,7 +34,7 @@ from agentrl.metrics import Sink
 from agentrl.publish import Publisher
 from agentrl.run import Run, restore
 from agentrl.runtime.runtime import Runtime
-from agentrl.setup import check, open_learners, open_sinks, open_source, rarer_collections
+from agentrl.setup import check, open_learners, open_sinks, open_source, placed, rarer_collections
 from agentrl.store.contract import StoredStep
 
 
@@ -78,7 +78,7 @@ async def train(
             admission = Admission.of(experiment, open_source(experiment), batch, state)
             opened = stack.enter_context(open_sinks(experiment, run.folder, sinks))
             meter = stack.enter_context(Meter(experiment, opened, batch))
-            runtime = await stack.enter_async_context(Runtime(experiment, store=store, lineage=run.lineage))
+            runtime = await stack.enter_async_context(Runtime(placed(experiment, run.folder), store=store, lineage=run.lineage))
             run.note_engine(runtime.engine.info)
             training = Training(run, runtime, learners, admission, meter, stop)
             await training.run()
@@ -99,7 +99,7 @@ class Training:
         self.admission, self.meter, self.stop = admission, meter, stop
         self.batch = admission.taken
         """Batches learned from so far."""
-        self.publisher = Publisher(runtime.experiment, runtime.engine, learners, self.batch)
+        self.publisher = Publisher(runtime.experiment, runtime.engine, learners, self.batch, run.folder / "published")
         # told of every group that ends, by `learn` of every batch, and when `stop` is set
         self._moved = asyncio.Condition()
 

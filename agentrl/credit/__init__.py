@@ -1,24 +1,47 @@
 """Whose credit is it? Estimators turn a batch of groups into advantages; see `docs/credit.md`."""
 
+from agentrl.credit.adacot import DecisionMasked
 from agentrl.credit.arpo import ARPO
 from agentrl.credit.assign import assign
+from agentrl.credit.atgrpo import ATGRPO
 from agentrl.credit.batch import to_batch
 from agentrl.credit.contract import Batch, Credit, Estimator, Needs, TurnColumns
+from agentrl.credit.gae import GAE
 from agentrl.credit.gigpo import GiGPO
-from agentrl.credit.grpo import GRPO
+from agentrl.credit.grpo import GRPO, DrGRPO
 from agentrl.credit.gtpo import GTPO
+from agentrl.credit.mashost import MasHostHRPO
+from agentrl.credit.passk import PassAtK
+from agentrl.credit.pvpo import PVPO
+from agentrl.credit.reinforce import ReinforcePP
+from agentrl.credit.rloo import RLOO
+from agentrl.credit.salt import SALT
 from agentrl.credit.spo import SPOTree
-from agentrl.credit.statistics import combine, normalise, returns, totals
+from agentrl.credit.statistics import combine, normalise, returns, sizes, totals
+from agentrl.credit.supo import SUPO
+from agentrl.credit.thor import THOR
 from agentrl.credit.tree import Forest
 from agentrl.credit.treegrpo import TreeGRPO
 from agentrl.credit.treepo import TreePO
 
 ESTIMATORS: dict[str, type[Estimator]] = {
+    "adacot_masked": DecisionMasked,
     "arpo_agentic": ARPO,
+    "at_grpo": ATGRPO,
+    "dr_grpo": DrGRPO,
+    "gae": GAE,
     "gigpo": GiGPO,
     "grpo": GRPO,
     "gtpo_turn": GTPO,
+    "hrpo_mashost": MasHostHRPO,
+    "passk": PassAtK,
+    "pvpo": PVPO,
+    "reinforce_pp": ReinforcePP,
+    "rloo": RLOO,
+    "salt": SALT,
     "spo_tree": SPOTree,
+    "supo": SUPO,
+    "thor": THOR,
     "tree_grpo": TreeGRPO,
     "treepo": TreePO,
 }
@@ -26,15 +49,27 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 
 __all__ = [
     "ARPO",
+    "ATGRPO",
     "ESTIMATORS",
+    "GAE",
     "GRPO",
     "GTPO",
+    "PVPO",
+    "RLOO",
+    "SALT",
+    "SUPO",
+    "THOR",
     "Batch",
     "Credit",
+    "DecisionMasked",
+    "DrGRPO",
     "Estimator",
     "Forest",
     "GiGPO",
+    "MasHostHRPO",
     "Needs",
+    "PassAtK",
+    "ReinforcePP",
     "SPOTree",
     "TreeGRPO",
     "TreePO",
@@ -43,6 +78,7 @@ __all__ = [
     "combine",
     "normalise",
     "returns",
+    "sizes",
     "to_batch",
     "totals",
 ]

@@ -17,8 +17,8 @@ class DecisionMasked:
     """The credit of `base`, with advantage 0 for the one token that stands behind the first `after` in a turn's sampled ids.
 
     Selective loss masking of AdaCoT (arXiv 2505.11896): data that are one-sided cannot wear away the choice whether to think.
-    `after` are the ids of the opening tag in the policy's vocabulary; () is for a template that opens the thought itself: then the
-    first drawn token decides. A turn in which `after` does not occur keeps its credit.
+    `after` are the ids of the opening tag in the policy's vocabulary; () is for a template that opens the thought itself:
+    then the first drawn token decides. A turn in which `after` does not occur keeps its credit.
 
     The paper takes the token out of the policy loss. Here its advantage is 0: it has no policy gradient, but counts in a mean
     over tokens, and a KL term sees it. Its penalties are the transform `AdaCoT`.

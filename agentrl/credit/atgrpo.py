@@ -13,16 +13,16 @@ from agentrl.credit.statistics import combine, normalise, sizes
 
 @dataclass(frozen=True, slots=True)
 class ATGRPO:
-    """A = (r - mean r) / (std r + eps) over the turns of one agent and turn index that began in one state; r = alpha team + local.
+    """A = (r - mean r) / (std r + eps) over turns of one agent, index and state; r = alpha team + local.
 
-    Agent- and turn-wise GRPO (arXiv 2510.11062). `Turn.candidate` says which turns were drawn in one place: those of one set are
-    compared. A turn that is in none is compared with the turns of its group that have its agent, index and `State.before`.
-    Local is what was given to an agent, team the rest. A turn's team reward is what it was given itself; a turn that is no
-    candidate has the team's outcome, too (that of a candidate which was not chosen is unknown).
+    Agent- and turn-wise GRPO (arXiv 2510.11062). `Turn.candidate` says which turns were drawn in one place: those of one set
+    are compared. A turn that is in none is compared with the turns of its group that have its agent, index and
+    `State.before`. Local is what was given to an agent, team the rest. A turn's team reward is what it was given itself; a
+    turn that is no candidate has the team's outcome, too (that of a candidate which was not chosen is unknown).
 
-    alpha is 1 in the paper as far as known and 0.7 in the authors' documentation. The authors' code gives a group of one 0 as soon
-    as any group of the batch has two members, and its raw reward otherwise; here it gets `singleton`. Their filters of groups are
-    `Experiment.min_group` or nothing: a group of equal rewards gets exactly 0.
+    alpha is 1 in the paper as far as known and 0.7 in the authors' documentation. The authors' code gives a group of one 0 as
+    soon as any group of the batch has two members, and its raw reward otherwise; here it gets `singleton`. Their filters of
+    groups are `Experiment.min_group` or nothing: a group of equal rewards gets exactly 0.
     """
 
     alpha: float = 1.0
@@ -46,8 +46,8 @@ class ATGRPO:
 def _places(batch: Batch) -> Ints:
     """(T,) equal for the candidates of one set of one episode; -1 where a turn is no candidate."""
     numbers: dict[tuple[int, str], int] = {}
-    pairs = zip(batch.turns.turn, batch.turns.episode.tolist(), strict=True)
-    found = [
-        -1 if turn.candidate is None else numbers.setdefault((episode, turn.candidate.set), len(numbers)) for turn, episode in pairs
-    ]
+    found: list[int] = []
+    for turn, episode in zip(batch.turns.turn, batch.turns.episode.tolist(), strict=True):
+        drawn = turn.candidate
+        found.append(-1 if drawn is None else numbers.setdefault((episode, drawn.set), len(numbers)))
     return np.array(found, np.int64)

@@ -20,10 +20,11 @@ VALUE = "value"
 class GAE:
     """A_t = sum_k (gamma lam)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t (Schulman et al. 2015, arXiv 1506.02438).
 
-    `over="turn"`: t counts turns and V_t is the value before the turn's first drawn token, or its probe "value". `over="token"`:
-    t counts drawn tokens through all turns, a turn's reward is on its last one, and what the tools said between is no step. With
-    `by="agent"` t + 1 is the same agent's. Behind the end V is 0, and so it is behind an episode that was cut off: nobody recorded
-    a value there. `whiten=True` then subtracts the batch's mean and divides by its sample deviation (each turn or token once).
+    `over="turn"`: t counts turns and V_t is the value before the turn's first drawn token, or its probe "value".
+    `over="token"`: t counts drawn tokens through all turns, a turn's reward is on its last one, and what the tools said
+    between is no step. With `by="agent"` t + 1 is the same agent's. Behind the end V is 0, and so it is behind an episode
+    that was cut off: nobody recorded a value there. `whiten=True` then subtracts the batch's mean and divides by its sample
+    deviation (each turn or token once).
 
     The values are read, not learned: no critic is trained here. They must come from the turns' column (float, one number for
     each sampled token) or, over turns, from a probe; a run in which nothing records them is refused.
@@ -62,14 +63,14 @@ def _of_tokens(turn: Turn) -> Floats:
     """The values before each drawn token."""
     if VALUE not in turn.columns:
         raise UserError(
-            f"GAE needs values: turn {turn.id} of agent {turn.agent} has no column {VALUE!r}; let a critic record one (a number for "
-            "each sampled token), or take an estimator without a critic (grpo, gigpo)"
+            f"GAE needs values: turn {turn.id} of agent {turn.agent} has no column {VALUE!r}; let a critic record one "
+            "(a number for each sampled token), or take an estimator without a critic (grpo, gigpo)"
         )
     values = np.asarray(turn.columns[VALUE].values, dtype=np.float64)
     if values.shape != (len(turn.sampled_ids),) or not np.isfinite(values).all():
         raise UserError(
-            f"turn {turn.id} of agent {turn.agent}: column {VALUE!r} must hold {len(turn.sampled_ids)} finite numbers, one for each "
-            f"sampled token; got shape {values.shape}, {int(np.isfinite(values).sum())} of them finite"
+            f"turn {turn.id} of agent {turn.agent}: column {VALUE!r} must hold {len(turn.sampled_ids)} finite numbers, "
+            f"one for each sampled token; got shape {values.shape}, {int(np.isfinite(values).sum())} of them finite"
         )
     return values[turn.forced :]
 

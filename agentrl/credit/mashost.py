@@ -11,13 +11,15 @@ from agentrl.credit.statistics import combine, normalise
 
 @dataclass(frozen=True, slots=True)
 class MasHostHRPO:
-    """A_{i,t} = (R_i - mean R) / (std R + eps) + action_weight r_{i,t} (Hierarchical Relative Policy Optimization, arXiv 2506.08507).
+    """A_{i,t} = (R_i - mean R) / (std R + eps) + action_weight r_{i,t}.
 
-    R is the episode's outcome, what the finished graph of agents earned, each episode once; r the absolute reward of the turn's own
-    act of construction (a useless role or deletion negative, a useful role positive, leaving too early or too late).
+    Hierarchical Relative Policy Optimization (arXiv 2506.08507). R is the episode's outcome, what the finished graph of agents
+    earned, each episode once; r the absolute reward of the turn's own act of construction (a useless role or deletion
+    negative, a useful role positive, leaving too early or too late).
 
-    A template: the paper's action rewards and weights are not public and no code was released. That both are added, with weight 1,
-    is this library's reading; give the action rewards as turn rewards. Not to be taken for HRPO of latent reasoning.
+    A template: the paper's action rewards and weights are not public and no code was released. That both are added, with
+    weight 1, is this library's reading; give the action rewards as turn rewards. Not to be taken for HRPO of latent
+    reasoning.
     """
 
     action_weight: float = 1.0

@@ -17,12 +17,12 @@ from agentrl.errors import UserError
 class PassAtK:
     """A_i = (mean of max R over the k-subsets of the group with i - the mean over all) / (std over all + eps).
 
-    Chen et al. 2025, "Pass@k Training" (arXiv 2508.10751), analytic derivation (section 2.4): all C(n, k) subsets are taken as
-    groups, a subset's reward is its best, and an episode's advantage the mean of those of its subsets; the deviation is the
-    population's. For rewards 0 and 1 this is the paper's closed form,
-    (1 - p) / s for a right and (1 - p - C(wrong - 1, k - 1) / C(n - 1, k - 1)) / s for a wrong one, p = 1 - C(wrong, k) / C(n, k)
-    and s = sqrt(p (1 - p)). Any other reward is this library's extension by the same definition. k = 1 is GRPO with the
-    population deviation. The paper adds no eps; 0 gives its numbers.
+    Chen et al. 2025, "Pass@k Training" (arXiv 2508.10751), analytic derivation: all C(n, k) subsets are taken
+    as groups, a subset's reward is its best, and an episode's advantage the mean of those of its subsets; the deviation is
+    the population's. For rewards 0 and 1 this is the paper's closed form, (1 - p) / s for a right and (1 - p - C(wrong - 1, k
+    - 1) / C(n - 1, k - 1)) / s for a wrong one, p = 1 - C(wrong, k) / C(n, k) and s = sqrt(p (1 - p)). Any other reward is
+    this library's extension by the same definition. k = 1 is GRPO with the population deviation. The paper adds no eps; 0
+    gives its numbers.
 
     n is how many of the group ended. With n <= k nothing can be told apart: credit is 0.
     """
@@ -50,7 +50,7 @@ class PassAtK:
         return Credit(turns, advantage)
 
     def _of_group(self, rewards: Floats) -> Floats:
-        """(n,) rewards of episodes -> (n,) advantages. In ascending order, the best of a subset is that of its highest place."""
+        """(n,) rewards of episodes -> (n,) advantages. Ascending, the best of a subset stands at its highest place."""
         n, k = len(rewards), self.k
         order = np.argsort(rewards, kind="stable")
         ascending = rewards[order].tolist()

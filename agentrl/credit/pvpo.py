@@ -21,14 +21,14 @@ REFERENCE_REWARDS = "reference_rewards"
 class PVPO:
     """A_i = R_i - V, V = the mean reward of the reference policy's rollouts on the task; no deviation (arXiv 2508.21104).
 
-    The reference's rewards are those of the group's finished members with `source == "reference"`, or, if it has none, the task's own
-    `reference_rewards` (a field or a key that holds numbers, made before training). Members from the reference are the baseline and
-    nothing else: they are not trained. A group that fails as a whole gets -V, and an episode alone gets R - V, where group methods
-    give 0; lost members change nothing.
+    The reference's rewards are those of the group's finished members with `source == "reference"`, or, if it has none, the
+    task's own `reference_rewards` (a field or a key that holds numbers, made before training). Members from the reference are
+    the baseline and nothing else: they are not trained. A group that fails as a whole gets -V, and an episode alone gets R -
+    V, where group methods give 0; lost members change nothing.
 
-    The authors released no code. Their reward (F1 or cover exact match, at least 0.1 for the right format), the choice of tasks by the
-    reference's accuracy and the demonstrations put into hopeless groups are not in this estimator; a demonstration that is
-    in the group is credited like any other episode. V is refreshed by recording new reference rewards.
+    The authors released no code. Their reward (F1 or cover exact match, at least 0.1 for the right format), the choice of
+    tasks by the reference's accuracy and the demonstrations put into hopeless groups are not in this estimator; a
+    demonstration that is in the group is credited like any other episode. V is refreshed by recording new reference rewards.
     """
 
     needs: ClassVar[Needs] = Needs(reference_rewards=True)
@@ -62,7 +62,8 @@ def _numbers(group: Group) -> list[float]:
     numbers = list(cast("list[Any]", found)) if isinstance(found, list | tuple) else []
     if not numbers or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise UserError(
-            f"PVPO: group {group.id} has no finished episode of source 'reference', and its task's {REFERENCE_REWARDS} is {found!r:.80}; "
-            f"put the rewards of a few rollouts of the reference policy there, a list of finite numbers, or take grpo"
+            f"PVPO: group {group.id} has no finished episode of source 'reference', and its task's {REFERENCE_REWARDS} "
+            f"is {found!r:.80}; put the rewards of a few rollouts of the reference policy there, a list of finite "
+            "numbers, or take grpo"
         )
     return [float(number) for number in numbers]

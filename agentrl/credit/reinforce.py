@@ -15,12 +15,12 @@ from agentrl.credit.statistics import normalise, returns, sizes, totals
 class ReinforcePP:
     """A = (G - mean G) / (std G + eps) over all turns of the batch, whatever their group (Hu 2025, arXiv 2501.03262).
 
-    `baseline=None`: G is the return-to-go, discounted by turn. `baseline="group"` (REINFORCE++-baseline): G is the episode's whole
-    reward minus its group's mean, as in verl; an episode alone in its group then gets 0 and is in no statistic.
+    `baseline=None`: G is the return-to-go, discounted by turn. `baseline="group"` (REINFORCE++-baseline): G is the episode's
+    whole reward minus its group's mean, as in verl; an episode alone in its group then gets 0 and is in no statistic.
 
-    `over="token"` counts a turn once for each of its trained tokens, as the paper and verl do; "turn" counts it once. The paper puts
-    the KL penalty into the reward; here it is a term of the objective. verl discounts by token and has sqrt(variance + 1e-8) where
-    this has the sample deviation + 1e-6.
+    `over="token"` counts a turn once for each of its trained tokens, as the paper and verl do; "turn" counts it once. The
+    paper puts the KL penalty into the reward; here it is a term of the objective. verl discounts by token and has
+    sqrt(variance + 1e-8) where this has the sample deviation + 1e-6.
     """
 
     gamma: float = 1.0

@@ -15,8 +15,8 @@ from agentrl.credit.statistics import normalise, sizes, totals
 class RLOO:
     """A_i = R_i - mean_{j != i} R_j = n / (n - 1) (R_i - mean R): REINFORCE with a leave-one-out baseline.
 
-    Ahmadian et al. 2024 (arXiv 2402.14740), after Kool et al. 2019. R is the episode's whole reward, each episode counts once, and
-    n is how many of the group ended. An episode alone in its group has no others: it gets `singleton`.
+    Ahmadian et al. 2024 (arXiv 2402.14740), after Kool et al. 2019. R is the episode's whole reward, each episode counts
+    once, and n is how many of the group ended. An episode alone in its group has no others: it gets `singleton`.
     """
 
     singleton: float | Literal["raw"] = 0.0

@@ -19,9 +19,10 @@ from agentrl.errors import UserError
 class SALT:
     """A(e) = the mean of A_i over the episodes i of the group that took step e = (state, action, next state); else A_i.
 
-    arXiv 2510.20022. A_i is the credit of `base`: GRPO, or another method that gives each turn one number (`credit.base=agentrl.credit:RLOO`).
-    Two steps are the same one if their `State.before`, `action` and `after` are, and the `history - 1` states of the same agent before.
-    An episode that took a step several times counts once in it. A turn that lacks one of the three keys is like no other.
+    arXiv 2510.20022. A_i is the credit of `base`: GRPO, or another method that gives each turn one number
+    (`credit.base=agentrl.credit:RLOO`). Two steps are the same one if their `State.before`, `action` and `after` are, and the
+    `history - 1` states of the same agent before. An episode that took a step several times counts once in it. A turn that
+    lacks one of the three keys is like no other.
 
     No code of the authors was found. How much history must agree is not public: 1, the state itself, is this library's reading.
     Canonical actions (the parsed call, not the text) are what the method lives on.
@@ -45,7 +46,9 @@ class SALT:
         advantage = credit.advantage - normalise(credit.advantage, by=(turns.group, edge), once=turns.episode)
         alone = sizes(by=(turns.group, edge), once=turns.episode) == 1
         advantage[alone] = credit.advantage[alone]
-        return Credit(turns, advantage, weight=credit.weight, metrics={**credit.metrics, "credit/merged": float(np.mean(~alone))})
+        return Credit(
+            turns, advantage, weight=credit.weight, metrics={**credit.metrics, "credit/merged": float(np.mean(~alone))}
+        )
 
     def _edges(self, batch: Batch) -> Ints:
         """(T,) equal for equal steps; -1 - t where a key is missing."""

@@ -16,10 +16,10 @@ from agentrl.episode import Episode, Turn
 class SUPO:
     """A_i = (R_i - mean R) / (std R + eps) over episodes, each once; on every turn of every stretch, summaries included.
 
-    Summarisation-augmented Policy Optimization (arXiv 2510.06727), eq. 3: a summary (`Turn.kind == "summary"`) ends a stretch, the next
-    begins from the task and the summary, and each is a row of its own. Counting an episode once a row would weigh long ones more.
-    The turn that no longer fitted is discarded before its summary is asked for: it is in no row (weight 0). It is the turn before a
-    summary of its agent, if that summary goes on from the same parent.
+    Summarisation-augmented Policy Optimization (arXiv 2510.06727), eq. 3: a summary (`Turn.kind == "summary"`) ends a
+    stretch, the next begins from the task and the summary, and each is a row of its own. Counting an episode once a row would
+    weigh long ones more. The turn that no longer fitted is discarded before its summary is asked for: it is in no row (weight
+    0). It is the turn before a summary of its agent, if that summary goes on from the same parent.
 
     Overlong episodes stay in the statistics and are not trained, as `to_batch` does for every estimator. No code of the
     authors exists; the numbers are those of two public reproductions. Without summaries this is GRPO.

@@ -16,18 +16,18 @@ from agentrl.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class THOR:
-    """A_i = (R_i - mean R) / (std R + eps) over a group's clean episodes; the same over the forks of one cut, with R = execution passed.
+    """A_i = (R_i - mean R) / (std R + eps) over clean episodes; and over the forks of one cut, R = execution passed.
 
-    Tool-integrated Hierarchical Optimization via RL (arXiv 2509.13761). Episode level: R is the outcome. An episode with a tool
-    call that failed, an invalid turn or fewer than `min_tokens` sampled tokens is dropped before the statistics, and so is a group
-    of which less than the share `keep` is left. Step level: episodes that fork another of their group at one cut
-    (`fork_of`, `fork_cut`) are a group of their own; of each, the first turn that is not the parent's is trained, with reward 1 if all
-    its tool calls went well, else 0. A fork without such a call is dropped. Turns without credit have weight 0: constant groups
-    leave the loss, too.
+    Tool-integrated Hierarchical Optimization via RL (arXiv 2509.13761). Episode level: R is the outcome. An episode with a
+    tool call that failed, an invalid turn or fewer than `min_tokens` sampled tokens is dropped before the statistics, and so
+    is a group of which less than the share `keep` is left. Step level: episodes that fork another of their group at one cut
+    (`fork_of`, `fork_cut`) are a group of their own; of each, the first turn that is not the parent's is trained, with reward
+    1 if all its tool calls went well, else 0. A fork without such a call is dropped. Turns without credit have weight 0:
+    constant groups leave the loss, too.
 
     In the authors' code a step goes on from 100 tokens before its failed code (the fork's forced tokens: the rollout plan's
-    business) and an odd answer box drops an episode, for which an invalid turn stands here. Their 0.01 NLL on tokens of positive
-    advantage is the objective's.
+    business) and an odd answer box drops an episode, for which an invalid turn stands here. Their 0.01 NLL on tokens of
+    positive advantage is the objective's.
     """
 
     min_tokens: int = 150
@@ -69,7 +69,7 @@ def _went_well(turn: Turn) -> bool:
 
 
 def _taken_again(batch: Batch) -> list[tuple[int, int, int]]:
-    """For each fork whose first own turn called a tool: that turn's place in the batch, the number of its cut, 1 if it went well."""
+    """For each fork whose first own turn called a tool: that turn's index, the number of its cut, 1 if it went well."""
     turns = batch.turns
     place = {(episode, turn.id): t for t, (episode, turn) in enumerate(zip(turns.episode.tolist(), turns.turn, strict=True))}
     parents = {episode.id: episode for group in batch.groups for episode in group.episodes}

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Ints, Needs
-from agentrl.credit.statistics import normalise
+from agentrl.credit.statistics import normalise, sizes
 from agentrl.credit.tree import Forest
 
 
@@ -35,7 +35,7 @@ class TreePO:
         total, weight = np.zeros(len(batch.episodes)), np.zeros(len(batch.episodes))
         for depth in range(forest.depth + 1):
             by = (forest.group, forest.ancestors(depth))
-            size = _sizes(by)
+            size = sizes(by)
             share = (size if self.average == "group_size" else np.ones(len(size))) * ((size > 1) | (depth == 0))
             total += share * normalise(forest.rewards, by=by, singleton=self.singleton if depth == 0 else 0.0)
             weight += share
@@ -52,11 +52,3 @@ def whitened(values: Floats, tokens: Ints, eps: float = 1e-8) -> Floats:
     mean = math.fsum((values * tokens).tolist()) / count
     variance = math.fsum(((values - mean) ** 2 * tokens).tolist()) / (count - 1)
     return (values - mean) / math.sqrt(variance + eps)
-
-
-def _sizes(by: tuple[Ints, ...]) -> Floats:
-    """How many agree in all columns, for each."""
-    if not len(by[0]):
-        return np.zeros(0)
-    _, inverse, counts = np.unique(np.stack(by), axis=1, return_inverse=True, return_counts=True)
-    return counts[inverse.reshape(-1)].astype(np.float64)

@@ -27,7 +27,8 @@ class Recorded:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("recorded", self.vocab_size, self.max_context, Offers(scoring=False, swap_in_flight=False))
+        offers = Offers(scoring=False, swap_in_flight=False, columns=frozenset({"entropy"}))
+        return EngineInfo("recorded", self.vocab_size, self.max_context, offers)
 
     async def __aenter__(self) -> Recorded:
         return self

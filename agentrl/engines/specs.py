@@ -72,10 +72,11 @@ class SGLang:
 
     `weights` says how new tensors reach it: "tensors" over HTTP, "disk" through a folder below `exchange` that both see
     (empty = a temporary one, for a server on this machine), "group" by NCCL or gloo, for which it must reach this machine by
-    the name `host`. `key_env` names the environment variable with the server's API key; empty = it wants none.
+    the name `host`; empty = "disk" for launched servers, else "tensors". `colocated` has it free its memory for each learner
+    step on the same device (start it with --enable-memory-saver). `key_env` names the environment variable with the server's API key; empty = it wants none.
 
     Launched servers run with `python` (empty = what AGENTRL_SGLANG_PYTHON names, else our own), on `tp` of the `gpus` each
-    ("0-3"; empty = on the CPU) and with `args` besides our own; their logs go to the folder `logs` (empty = a temporary one).
+    ("0-3"; empty = on the CPU) and with `args` besides our own; their logs go to the folder `logs` (empty = that of the run, else a temporary one).
     """
 
     url: str = "http://127.0.0.1:30000"
@@ -86,7 +87,8 @@ class SGLang:
     gpus: str = ""
     args: tuple[str, ...] = ()
     logs: str = ""
-    weights: Literal["tensors", "disk", "group"] = "tensors"
+    weights: Literal["", "tensors", "disk", "group"] = ""
+    colocated: bool = False
     adapters: bool = False
     exchange: str = ""
     host: str = "127.0.0.1"
@@ -117,7 +119,7 @@ class SGLang:
             policy="base" if self.adapters else name,
             adapters=tuple(models) if self.adapters else (),
             model=folder,
-            weights=self.weights,
+            weights=self.weights or "tensors",
             exchange=self.exchange or None,
             host=self.host,
             api_key=key,

@@ -134,8 +134,10 @@ def journal_of(entry: Entry) -> tuple[EpisodeHead, tuple[Effect, ...], EpisodeTa
     episode = entry.episode
     effects = [_note("imported", {"schema": SCHEMA}, 0, digest_request(_line(episode)))]
     effects[0] = replace(effects[0], costs=dict(episode.ledger.costs))
-    for turn in episode.turns:
-        effects.append(_sampled(turn, len(effects)))
+    shared = _shared(episode)
+    for place, turn in enumerate(episode.turns):
+        sampled = _sampled(turn, len(effects))
+        effects.append(replace(sampled, completed=-1) if place < shared else sampled)  # -1: not this episode's to pay
     for agent, reason in episode.stops:
         effects.append(_note("stop", {"agent": agent, "reason": reason}, len(effects)))
     for effect in _paid_besides(episode):
@@ -154,6 +156,17 @@ def journal_of(entry: Entry) -> tuple[EpisodeHead, tuple[Effect, ...], EpisodeTa
     return entry.head, tuple(effects), tail
 
 
+def _shared(episode: Episode) -> int:
+    """How many turns, from the first on, a fork's ledger leaves out: its parent has paid for them."""
+    drawn = [max(0, len(turn.sampled_ids) - turn.forced) for turn in episode.turns]
+    left = sum(drawn) - episode.ledger.sampled_tokens
+    count = 0
+    while episode.fork_of is not None and left > 0 and count < len(drawn):
+        left -= drawn[count]
+        count += 1
+    return count
+
+
 def _sampled(turn: Turn, number: int) -> Effect:
     return Effect(
         key=EffectKey(turn.branch, 0, number), kind="model", name=turn.policy, request=digest_request(turn.id),
@@ -170,7 +183,7 @@ def _note(name: str, value: dict[str, str], number: int, request: bytes = b"") -
 
 def _paid_besides(episode: Episode) -> Iterator[Effect]:
     """Effects that stand for what was paid and is in no turn: lost attempts, probes, tool calls."""
-    paid, turns = episode.ledger, episode.turns
+    paid, turns = episode.ledger, episode.turns[_shared(episode) :]
     shown = Ledger(
         prompt_tokens=sum((turn.parent.kept if turn.parent else 0) + len(turn.context_ids) for turn in turns),
         cached_tokens=sum(turn.cached_tokens for turn in turns),

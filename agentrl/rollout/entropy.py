@@ -48,7 +48,7 @@ class EntropyTree:
     columns: ClassVar[tuple[str, ...]] = (ENTROPY,)
 
     def __post_init__(self) -> None:
-        for name, least in (("initial", 1), ("size", self.initial), ("beam", 2), ("tokens", 1)):
+        for name, least in (("initial", 1), ("size", 1), ("beam", 2), ("tokens", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"EntropyTree: {name} must be >= {least}, got {getattr(self, name)}")
 
@@ -59,7 +59,7 @@ class EntropyTree:
 
     async def __call__(self, run: GroupRun) -> tuple[Episode, ...]:
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(run.run(member), name=f"leaf-{member}") for member in range(self.initial)]
+            running = [tasks.create_task(run.run(member), name=f"leaf-{member}") for member in range(min(self.initial, self.size))]
         latest = [(episode.result(), 0) for episode in running]
         leaves = [episode for episode, _ in latest]
         while len(leaves) < self.size:

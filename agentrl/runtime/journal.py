@@ -68,6 +68,9 @@ class Journal:
         self._host = host
         self._real = asyncio.get_running_loop()
         self._record = Record(record)
+        self._record.sequence = max(
+            self._record.sequence, head.fork_cut
+        )  # so that numbers tell a fork's own from what it shares
         self.written = Written(record, self._record, host.write)
         self._winding: WindUp | None = None
         self._pending: dict[Place, Pending] = {}

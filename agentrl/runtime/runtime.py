@@ -269,7 +269,9 @@ class Runtime(Generic[TaskT, OutputT]):
         )
         takes_messages = own_renderer(self.experiment.engine, policy.name) is not None
         columns = () if greedy else self._columns
-        return Seat(policy.name, self.engine, renderer, sampling, self.experiment.limits.engine_retries, takes_messages, columns)
+        return Seat(
+            policy.name, self.engine, renderer, sampling, self.experiment.limits.engine_retries, takes_messages, columns
+        )
 
 
 class _OneTask(Generic[TaskT]):

@@ -53,7 +53,8 @@ def fold(
             if effect.turn is not None:
                 told.turns.append((effect.issued, effect.turn))
     seconds = tail.seconds if tail else max((effect.at for effect in effects), default=0.0)
-    return told.episode(head, tail, ledger_of(effects), seconds, task=task, fresh=fresh)
+    own = [effect for effect in effects if effect.completed >= head.fork_cut]  # what a fork shares, its parent has paid
+    return told.episode(head, tail, ledger_of(own), seconds, task=task, fresh=fresh)
 
 
 class Told:

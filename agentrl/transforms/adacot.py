@@ -15,8 +15,8 @@ class AdaCoT:
     """R = R_base - missed [should think, did not] - needless [did, should not] - broken [format broken] (arXiv 2505.11896).
 
     Whether a task needs thought is its field or key `label`, true or false; without one neither of the first two applies. An
-    episode thought if a turn's text has anything but white space before the closing of `tags`; an empty pair is no thought, and a
-    thought that was not closed is one. Its format is broken if a turn is not `valid`. The sum is the reward `adacot`.
+    episode thought if a turn's text has anything but white space before the closing of `tags`; an empty pair is no thought,
+    and a thought that was not closed is one. Its format is broken if a turn is not `valid`. The sum is the reward `adacot`.
 
     The weights walk along the paper's Pareto front; its settings are not public, and the defaults are no recommendation.
     """

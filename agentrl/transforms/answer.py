@@ -11,8 +11,8 @@ from agentrl.episode import FINISHED, Episode, Group, Reward
 class BinaryAnswer:
     """1 for a finished episode whose team reward at the end is at least `correct`, else 0; all other rewards are taken away.
 
-    Multi-turn Grounding-based Policy Optimization (arXiv 2507.05920) is this reward and GRPO over all turns that the model sampled:
-    whether the box of an earlier turn was good is told by the answer alone. What it crops is the task's tool.
+    Multi-turn Grounding-based Policy Optimization (arXiv 2507.05920) is this reward and GRPO over all turns that the model
+    sampled: whether the box of an earlier turn was good is told by the answer alone. What it crops is the task's tool.
     """
 
     correct: float = 1.0

@@ -14,9 +14,10 @@ from agentrl.errors import UserError
 class OTC:
     """r = alpha r_tool r_answer (OTC-PO, arXiv 2504.14870): every team reward at the end that is above 0 is multiplied.
 
-    m are the episode's tool calls (failed ones cost, too). `against="group"` (OTC-GRPO): n is the fewest calls of a correct member of
-    the group, and r_tool = `efficiency(m, n, c)`; without a correct member nothing is changed. `against="limit"` (OTC-PPO): n = 0
-    for all, r_tool = cos(m pi / (2m + c)). c is the most calls that the setting allows, correct is a reward of at least `correct`.
+    m are the episode's tool calls (failed ones cost, too). `against="group"` (OTC-GRPO): n is the fewest calls of a correct
+    member of the group, and r_tool = `efficiency(m, n, c)`; without a correct member nothing is changed. `against="limit"`
+    (OTC-PPO): n = 0 for all, r_tool = cos(m pi / (2m + c)). c is the most calls that the setting allows, correct is a reward
+    of at least `correct`.
 
     The paper keeps the smallest n of a question over epochs; a transform remembers nothing, so n is the group's own, and a
     group whose best was wasteful pays full reward for as much waste. A reward that is not positive stays: thrift earns

@@ -40,16 +40,17 @@ class Successes:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Puts a stored success in the place of the first finished member of a group in which all failed; then keeps the group's own.
+    """Puts a stored success in the first finished member's place where all failed; and keeps the group's own successes.
 
-    Agentic Replay Policy Optimization, ARPO for GUI agents (arXiv 2505.16282): a group has failed if the deviation of its members'
-    evaluations is below `std` and their mean below `mean`; an evaluation above `above` is a success. An evaluation is the team's
-    reward at the end, or the part of it called `evaluation`: a format reward beside it then has no say, as in the authors' code. Give this
-    transform first: later ones see the success as a member, and it is kept as it came.
+    Agentic Replay Policy Optimization, ARPO for GUI agents (arXiv 2505.16282): a group has failed if the deviation of its
+    members' evaluations is below `std` and their mean below `mean`; an evaluation above `above` is a success. An evaluation
+    is the team's reward at the end, or the part of it called `evaluation`: a format reward beside it then has no say, as in
+    the authors' code. Give this transform first: later ones see the success as a member, and it is kept as it came.
 
-    The authors put the success in with log-probs of the present policy. Here it keeps those it was sampled with, so that an objective's ratio
-    and correction see how old it is. Which success is drawn follows from the group's id. `successes` is empty when a run begins or is
-    resumed (steps that were committed are learned again as they were); fill it from a store with `add` where that matters.
+    The authors put the success in with log-probs of the present policy. Here it keeps those it was sampled with, so that an
+    objective's ratio and correction see how old it is. Which success is drawn follows from the group's id. `successes` is
+    empty when a run begins or is resumed (steps that were committed are learned again as they were); fill it from a store
+    with `add` where that matters.
     """
 
     std: float = 0.05

@@ -15,10 +15,11 @@ from agentrl.errors import UserError
 class RubricVersions:
     """Keeps a group's scores by several rubric versions apart (Meta Policy Optimization, arXiv 2504.20157).
 
-    A score says its version in its name: `rubric@3`. Of a group with one version nothing is changed. Where there are several (the
-    rubric was rewritten while the group ran), `mixed="split"` gives each episode minus the mean score of those judged by its own
-    version, under the name `rubric_baseline`: its score then says only how it stands among them, and alone in its version it
-    says nothing. A following estimator that divides by the deviation takes that of the whole group. "refuse" stops the step.
+    A score says its version in its name: `rubric@3`. Of a group with one version nothing is changed. Where there are several
+    (the rubric was rewritten while the group ran), `mixed="split"` gives each episode minus the mean score of those judged by
+    its own version, under the name `rubric_baseline`: its score then says only how it stands among them, and alone in its
+    version it says nothing. A following estimator that divides by the deviation takes that of the whole group. "refuse" stops
+    the step.
 
     Episodes without a score are a version of their own. When a rubric is rewritten is the judge's matter, not this one's.
     """
@@ -35,8 +36,10 @@ class RubricVersions:
             return group
         if self.mixed == "refuse":
             told = ", ".join(sorted("+".join(versions) or "no rubric" for versions in scores))
-            raise UserError(f"its scores are of several rubric versions ({told}), which must not be compared; judge the group again "
-                            "with one version, or split it (mixed=split)")  # fmt: skip
+            raise UserError(
+                f"its scores are of several rubric versions ({told}), which must not be compared; "
+                "judge the group again with one version, or split it (mixed=split)"
+            )
         means = {versions: math.fsum(values) / len(values) for versions, values in scores.items()}
         return replace(group, episodes=tuple(self._centred(episode, means) for episode in group.episodes))
 

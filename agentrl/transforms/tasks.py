@@ -9,6 +9,5 @@ from typing import Any, cast
 def of_task(task: Any, name: str) -> Any:
     """The task's key or field of that name; None if it has none."""
     if isinstance(task, Mapping):
-        entries = cast("Mapping[str, Any]", task)
-        return entries[name] if name in entries else None
+        return cast("Mapping[str, Any]", task).get(name)
     return getattr(task, name, None)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from agentrl.credit import ARPO, Forest, SPOTree, TreeGRPO, TreePO, to_batch
-from agentrl.episode import Episode, Group, token_ids
+from agentrl.episode import Column, Group, token_ids
 from agentrl.rollout import EntropyTree
 from agentrl.rollout.entropy import entropy
+from tests.credit.trees import make_leaf as leaf
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -23,21 +24,7 @@ def golden(name: str) -> Any:
 
 
 @pytest.fixture
-def leaf(chain: Any, turn: Any) -> Any:
-    """An episode of a tree: a turn for each name, with a seed of its own; equal prefixes of names are shared turns."""
-
-    def make(name: str, path: list[str], reward: float, of: str | None = None, group: str = "g", **fields: Any) -> Episode:
-        turns = tuple(
-            turn(str(depth), depth, seed=hash(tuple(path[: depth + 1])) & 0xFFFF_FFFF, sampled=1)
-            for depth in range(len(path))
-        )
-        return replace(chain(name, group, [], outcome=reward), turns=turns, fork_of=of, **fields)
-
-    return make
-
-
-@pytest.fixture
-def tree_grpo_batch(leaf: Any) -> Any:
+def tree_grpo_batch() -> Any:
     inputs = golden("tree_grpo")["inputs"]
     episodes = []
     for i, (reward, tree) in enumerate(zip(inputs["leaf_rewards"], inputs["tree"], strict=True)):
@@ -58,7 +45,7 @@ def test_tree_grpo_gives_the_authors_numbers(tree_grpo_batch: Any, form: Any, ke
 
 
 @pytest.fixture
-def treepo_batch(leaf: Any) -> Any:
+def treepo_batch() -> Any:
     """Two trained tokens a leaf, as in the authors' call; the leaf's own turn is there, and is not trained."""
     inputs = golden("treepo")["inputs"]
     episodes = []
@@ -85,13 +72,11 @@ def spo_leaves(node: Any, path: list[str]) -> list[tuple[list[str], float]]:
 
 
 @pytest.mark.parametrize(("std", "key"), [(None, "rloo"), ("population", "grpo")])
-def test_spo_tree_gives_the_authors_numbers_to_each_segment_once(leaf: Any, std: Any, key: str) -> None:
+def test_spo_tree_gives_the_authors_numbers_to_each_segment_once(std: Any, key: str) -> None:
     data = golden("spo_tree")
     found = spo_leaves(data["inputs"]["tree"], [])
     episodes = [leaf(f"e{i}", path, reward, "e0" if i else None) for i, (path, reward) in enumerate(found)]
-    episodes = [
-        replace(e, turns=tuple(replace(t, logprobs=np.full(1, -1.0, np.float32)) for t in e.turns)) for e in episodes
-    ]
+    episodes = [replace(e, turns=tuple(replace(t, logprobs=np.full(1, -1.0, np.float32)) for t in e.turns)) for e in episodes]
     batch = to_batch([Group("g", None, tuple(episodes), 4)])
     credit = SPOTree(std=std)(batch)
     got = {}
@@ -106,17 +91,15 @@ def test_spo_tree_gives_the_authors_numbers_to_each_segment_once(leaf: Any, std:
         np.testing.assert_allclose([got[path] for path in wanted], list(wanted.values()), atol=1e-5)
 
 
-def test_spo_gives_certain_tokens_nothing(leaf: Any) -> None:
+def test_spo_gives_certain_tokens_nothing() -> None:
     sure = np.log(np.array([0.95, 0.5], np.float32))
     episodes = [leaf("e0", ["a"], 1.0), leaf("e1", ["b"], 0.0, "e0")]
-    episodes = [
-        replace(e, turns=(replace(e.turns[0], logprobs=sure, sampled_ids=token_ids([1, 2])),)) for e in episodes
-    ]
+    episodes = [replace(e, turns=(replace(e.turns[0], logprobs=sure, sampled_ids=token_ids([1, 2])),)) for e in episodes]
     advantage = SPOTree()(to_batch([Group("g", None, tuple(episodes), 2)])).advantage
     assert [values.tolist() for values in advantage] == [[0.0, 0.5], [0.0, -0.5]]
 
 
-def test_arpo_soft_is_grpo_over_the_leaves_and_hard_the_mean_over_branches(leaf: Any) -> None:
+def test_arpo_soft_is_grpo_over_the_leaves_and_hard_the_mean_over_branches() -> None:
     data = golden("arpo_agentic")
     shared = data["inputs"]["shared_prefix_leaves"]
     episodes = [
@@ -149,12 +132,10 @@ def test_entropy_branches_are_decided_as_in_the_authors_code_and_paper(turn: Any
 
 
 def replace_column(turn: Any, values: Any) -> Any:
-    from agentrl.episode import Column
-
     return replace(turn, columns={"entropy": Column("entropy", values)})
 
 
-def test_a_node_is_a_turn_with_all_before_it(leaf: Any) -> None:
+def test_a_node_is_a_turn_with_all_before_it() -> None:
     episodes = [
         leaf("a", ["x", "y", "z"], 0.0),
         leaf("b", ["x", "y", "w"], 0.0, "a"),

@@ -78,7 +78,7 @@ async def test_a_fleet_of_two_loses_servers_and_no_request(model: Path, tmp_path
             tasks = [group.create_task(fleet.generate(request(f"back.{n}", 8))) for n in range(8)]
         assert {span.version for task in tasks for span in task.result().spans} == {version(2)}
 
-        # an update that fails on one of two (its weights are of another model: the server exits) drops that one
+        # killed just before an update, which so fails on one of two: that one is dropped
         kill(fleet, 1)
         await fleet.publish("policy", weights(3), version(3))
         assert fleet.version("policy") == version(3)

@@ -34,5 +34,5 @@ def open_fleet(spec: SGLang, policy: str, model: Path) -> SGLangFleet:
     logs = Path(spec.logs or tempfile.mkdtemp(prefix="agentrl-engines-"))
     log.info("logs of the engine's servers go to %s", logs)
     return SGLangFleet(
-        commands or spec.urls, logs=logs, policy=policy, model=model, weights=spec.weights, exchange=spec.exchange
+        commands or spec.urls, logs=logs, policy=policy, model=model, weights=spec.weights or ("disk" if spec.launch else "tensors"), exchange=spec.exchange
     )  # fmt: skip
