@@ -26,9 +26,9 @@ NAMESAKE = "agentrl"
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "rendering": {"tokenizers": "0.20", "jinja2": "3.1.6"},
     "local": {"torch": "2.6", "safetensors": "0.4"},
-    "sglang": {"aiohttp": "3.9", "httptools": "0.6", "orjson": "3.10"},
-    "vllm": {"aiohttp": "3.9", "httptools": "0.6", "orjson": "3.10"},
-    "openai": {"aiohttp": "3.9", "httptools": "0.6", "orjson": "3.10"},
+    "sglang": {"httptools": "0.6", "orjson": "3.10"},
+    "vllm": {"httptools": "0.6", "orjson": "3.10"},
+    "openai": {"httptools": "0.6", "orjson": "3.10"},
     "charts": {"matplotlib": "3.8", "rich": "13", "tensorboardX": "2.6"},
 }
 """What each extra needs at least, as pyproject.toml has it; `local`, `sglang` and `vllm` need `rendering` besides."""

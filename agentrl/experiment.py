@@ -16,6 +16,7 @@ from agentrl.learning.optimisers import AdamW, Optimiser
 from agentrl.limits import Limits
 from agentrl.objectives import Clipped
 from agentrl.objectives.contract import Objective
+from agentrl.probes.contract import Probe
 from agentrl.rollout import Independent, RolloutPlan
 from agentrl.tasks.contract import TaskSource
 from agentrl.transforms.contract import RewardTransform
@@ -64,6 +65,8 @@ class Experiment(Generic[TaskT, OutputT]):
     credit: Estimator = field(default_factory=GRPO)
     transforms: Sequence[RewardTransform] = ()
     """What is made of a group's rewards before credit is computed, one after the other."""
+    probes: Sequence[Probe] = ()
+    """What is measured at the turns of every sampled episode when it has ended (`agentrl.probes`)."""
     objective: Objective = field(default_factory=Clipped)
     engine: EngineSpec = field(default_factory=Local)
     steps: int = 100

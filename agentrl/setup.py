@@ -59,7 +59,13 @@ def check(experiment: Experiment[Any, Any]) -> None:
     if needs.forks and not experiment.rollout.forks:
         method, plan = type(experiment.credit).__name__, type(experiment.rollout).__name__
         raise UserError(f"{method} compares rollouts that branch, {plan} gives none; --set rollout=random_tree")
-    lacking = [name for name in ("reference_rewards", "candidates") if getattr(needs, name)] + list(needs.probes)
+    unasked = [name for name in needs.probes if name not in {probe.name for probe in experiment.probes}]
+    if unasked:
+        raise UserError(
+            f"{type(experiment.credit).__name__} needs the probe {', '.join(map(repr, unasked))}, which nothing asks; "
+            "Experiment(..., probes=(AnswerProbe(answer=function of the task),)) or a probe of this name of your own"
+        )
+    lacking = [name for name in ("reference_rewards", "candidates") if getattr(needs, name)]
     if lacking:
         raise UserError(f"{type(experiment.credit).__name__} needs {', '.join(lacking)} recorded, which nothing here records")
 

@@ -45,6 +45,7 @@ FLOORS = (
         "credit",
         "transforms",
         "objectives",
+        "probes",
         "learning",
         "limits",
         "transformer",

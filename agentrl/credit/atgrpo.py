@@ -17,12 +17,12 @@ class ATGRPO:
 
     Agent- and turn-wise GRPO (arXiv 2510.11062). `Turn.candidate` says which turns were drawn in one place: those of one set
     are compared. A turn that is in none is compared with the turns of its group that have its agent, index and
-    `State.before`. Local is what was given to an agent, team the rest. A turn's team reward is what it was given itself; a
-    turn that is no candidate has the team's outcome, too (that of a candidate which was not chosen is unknown).
+    `State.before`. Local is what was given to an agent, team the rest, and the outcome, which the candidates of one episode
+    share.
 
     alpha is 1 in the paper as far as known and 0.7 in the authors' documentation. The authors' code gives a group of one 0 as
     soon as any group of the batch has two members, and its raw reward otherwise; here it gets `singleton`. Their filters of
-    groups are `Experiment.min_group` or nothing: a group of equal rewards gets exactly 0.
+    groups are not here: a group of equal rewards gets exactly 0.
     """
 
     alpha: float = 1.0
@@ -35,8 +35,7 @@ class ATGRPO:
         """The advantage of each turn."""
         turns = batch.turns
         place = _places(batch)
-        team = turns.reward - turns.local + np.where(place < 0, turns.outcome, 0.0)
-        reward = combine(team, turns.local, weights=(self.alpha, 1.0))
+        reward = combine(turns.reward - turns.local + turns.outcome, turns.local, weights=(self.alpha, 1.0))
         like = tuple(np.where(place < 0, column, 0) for column in (turns.agent, turns.index, turns.state))
         by = (turns.group, place, *like)
         advantage = normalise(reward, by=by, std=self.std, eps=self.eps, singleton=self.singleton)

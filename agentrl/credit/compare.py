@@ -148,8 +148,9 @@ def _check_needs(steps: Sequence[Sequence[Group]], estimators: Sequence[Estimato
     turns = [turn for group in groups for episode in group.finished for turn in episode.turns]
     for estimator in estimators:
         needs = estimator.needs
-        probes = {probe.name for turn in turns for probe in turn.probes} if needs.probes else set[str]()
-        lacking = [f"probe {probe!r}" for probe in needs.probes if probe not in probes]
+        asked = turns if needs.probes else []
+        recorded = {name for turn in asked for name in (*turn.columns, *(probe.name for probe in turn.probes))}
+        lacking = [f"probe {probe!r}" for probe in needs.probes if probe not in recorded]
         if needs.state and not any(turn.state is not None and turn.state.before for turn in turns):
             lacking.append("state keys")
         if needs.forks and not any(episode.fork_of for group in groups for episode in group.finished):

@@ -54,7 +54,7 @@ class PassAtK:
         n, k = len(rewards), self.k
         order = np.argsort(rewards, kind="stable")
         ascending = rewards[order].tolist()
-        if n <= k or ascending[0] == ascending[-1]:
+        if n <= k or ascending[k - 1] == ascending[-1]:  # every subset has the same best
             return np.zeros(n)
         best = [comb(place, k - 1) / comb(n, k) for place in range(n)]  # share of the subsets whose best stands at `place`
         mean = sum(share * value for share, value in zip(best, ascending, strict=True))

@@ -76,7 +76,8 @@ def normalise(
         centred = array[members] - mean
         if std is not None:
             squares = math.fsum(((sample - mean) ** 2).tolist())
-            centred /= math.sqrt(squares / (len(sample) - (std == "sample"))) + eps
+            if squares or eps:
+                centred /= math.sqrt(squares / (len(sample) - (std == "sample"))) + eps
         result[members] = centred
     return result
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 
@@ -88,6 +89,12 @@ class Forest:
         first = np.zeros(len(self.node), dtype=np.bool_)
         first[np.unique(self.node, return_index=True)[1]] = True
         return first
+
+
+def shared(episode: Episode, parent: Episode | None) -> int:
+    """With how many of its parent's turns an episode begins."""
+    pairs = zip(episode.turns, parent.turns if parent is not None else (), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: (pair[0].id, pair[0].seed) == (pair[1].id, pair[1].seed), pairs))
 
 
 def _root(episode: Episode, forks: dict[str, str | None]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import httptools
@@ -22,16 +23,24 @@ PIECE = 1 << 20
 LARGEST = 1 << 30
 """Bytes of a reply from which it is no reply: nothing here is near, and it would fill the memory."""
 
+Listen = Callable[[bytes], None]
+"""Is given the body of a 200 as it comes, in the task that asked. What it raises is raised there as it is."""
+
+
+class NoReply(Exception):
+    """A request failed before its reply was whole. No `OSError`, for a listener may raise one."""
+
 
 class Reply(NamedTuple):
-    """The status and the whole body."""
+    """A whole reply. The names of headers are in small letters; the body is what no listener was given."""
 
     status: int
+    headers: Mapping[bytes, bytes]
     body: bytes
 
 
 class Connection(asyncio.Protocol):
-    """One connection. What goes wrong with it, or with what comes over it, is a `ConnectionError` of `ask`."""
+    """One connection. What goes wrong with it, or with what comes over it, is a `NoReply` of `ask`."""
 
     transport: asyncio.Transport
 
@@ -40,28 +49,38 @@ class Connection(asyncio.Protocol):
         """Another request may be sent on it."""
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
-        self._reply: asyncio.Future[Reply | ConnectionError] | None = None
+        self._reply: asyncio.Future[Reply | NoReply] | None = None
         self._room: asyncio.Future[None] | None = None
         """While the transport can take no more."""
+        self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
+        self._came = asyncio.Event()
+        """Something of the reply, or its end."""
         self._read = 0
-        self._sized = self._until_closed = False
+        self._listened = self._until_closed = False
 
-    async def ask(self, head: bytes, body: bytes) -> Reply:
+    async def ask(self, head: bytes, body: bytes, listen: Listen | None = None) -> Reply:
         """Sends one request and gives the reply to it. Left before that, the connection is closed."""
+        reply: Reply | NoReply = NoReply("nobody waits for it")
         waiting = self._reply = asyncio.get_running_loop().create_future()
-        self._read = 0
+        self._read, self._listened = 0, listen is not None
+        self._came.clear()
         try:
             if len(body) <= PIECE:
                 self.transport.write(head + body)
             else:
                 await self._write_large(head, memoryview(body), waiting)
+            while listen is not None and not waiting.done():
+                await self._came.wait()
+                self._came.clear()
+                if self._parts and self._parser.get_status_code() == 200:
+                    listen(self._body())
             reply = await waiting
         finally:
             self._reply = None
-            if waiting.cancelled() or not waiting.done():
+            if not isinstance(reply, Reply):
                 self.close()
-        if isinstance(reply, ConnectionError):
+        if isinstance(reply, NoReply):
             raise reply
         return reply
 
@@ -84,11 +103,12 @@ class Connection(asyncio.Protocol):
     def fail(self, why: str) -> None:
         """Closes it and ends its request."""
         self.close()
-        self._end(ConnectionError(why))
+        self._end(NoReply(why))
 
-    def _end(self, reply: Reply | ConnectionError) -> None:
+    def _end(self, reply: Reply | NoReply) -> None:
         if self._reply is not None and not self._reply.done():
             self._reply.set_result(reply)
+            self._came.set()
 
     # --- what asyncio tells ----------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -96,7 +116,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._read += len(data)
-        if self._read > LARGEST:
+        if self._read > LARGEST and not self._listened:
             self.fail(f"its reply goes on after {LARGEST} bytes")
         else:
             try:
@@ -120,19 +140,20 @@ class Connection(asyncio.Protocol):
 
     # --- what the parser tells -------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
-        self._parts = []
-        self._sized = self._until_closed = False
+        self._headers, self._parts = {}, []
+        self._until_closed = False
         if self._reply is None or self._reply.done():
             self.close()  # nothing was asked
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._sized = self._sized or name.lower() in (b"content-length", b"transfer-encoding")
+        self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        self._until_closed = not self._sized
+        self._until_closed = b"content-length" not in self._headers and b"transfer-encoding" not in self._headers
 
     def on_body(self, body: bytes) -> None:
         self._parts.append(body)
+        self._came.set()
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() >= 200:  # before it may come one that only announces it
@@ -140,8 +161,11 @@ class Connection(asyncio.Protocol):
             self._whole()
 
     def _whole(self) -> None:
+        self._end(Reply(self._parser.get_status_code(), self._headers, self._body()))
+
+    def _body(self) -> bytes:
         parts, self._parts = self._parts, []
-        self._end(Reply(self._parser.get_status_code(), parts[0] if len(parts) == 1 else b"".join(parts)))
+        return b"".join(parts)
 
 
 class Connections:
@@ -153,12 +177,12 @@ class Connections:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
 
-    async def ask(self, head: bytes, body: bytes) -> Reply:
-        """One request on a connection of its own. `OSError` when there is none to be had, or it fails."""
+    async def ask(self, head: bytes, body: bytes, listen: Listen | None = None) -> Reply:
+        """One request on a connection of its own. `NoReply` when there is none to be had, or it fails."""
         connection = self._youngest() or await self._connect()
         self._busy.add(connection)
         try:
-            reply = await connection.ask(head, body)
+            reply = await connection.ask(head, body, listen)
         finally:
             self._busy.discard(connection)
         if connection.usable:
@@ -191,5 +215,7 @@ class Connections:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
         except TimeoutError as error:
-            raise ConnectionError(f"no connection within {self._connect_s:g} s") from error
+            raise NoReply(f"no connection within {self._connect_s:g} s") from error
+        except OSError as error:
+            raise NoReply(describe(error)) from error
         return connection

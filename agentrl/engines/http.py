@@ -6,19 +6,25 @@ Lean, for it is the hot path: docs/network.md has what its parts cost. A body ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import orjson
 
-from agentrl.engines.connection import KEEP_ALIVE_S, Connections
-from agentrl.errors import EngineError, UserError, describe
-
-if TYPE_CHECKING:
-    import aiohttp
+from agentrl.engines.connection import Connections, Listen, NoReply, Reply
+from agentrl.engines.events import Events
+from agentrl.errors import EngineError, UserError
 
 Body: TypeAlias = Mapping[str, Any]
+
+
+class Call(Protocol):
+    """A call of one server, with its client's own limits of time."""
+
+    def __call__(
+        self, method: str, path: str, body: Body | None = None, *, seconds: float | None = None
+    ) -> Coroutine[Any, Any, Any]: ...
 
 
 class Refused(EngineError):
@@ -45,23 +51,27 @@ def error_reason(text: str) -> str:
 
 
 class Transport:
-    """One server: `call` sends a body and gives the parsed reply (None when it is empty)."""
+    """One server. `call` gives the parsed reply, `stream` its events as they come, `reply` gives it as it is."""
 
     def __init__(self, kind: str, url: str, *, connect_s: float, api_key: str = "", dies_of: str = "") -> None:
         self.url = url.rstrip("/")
         self.name = f"{kind} at {self.url}"
         """How messages call it; `dies_of` is what they say when it is gone."""
         self._kind, self._dies_of = kind, f" ({dies_of})" if dies_of else ""
-        self._connect_s, self._key = connect_s, api_key
+        self._connect_s = connect_s
         self._parts = urlsplit(self.url)
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         if self._parts.scheme not in ("http", "https") or not self._parts.hostname or "@" in self._parts.netloc:
-            raise UserError(f"{kind}: the url is {url!r}; give one like http://host:30000, and a key by api_key")
+            raise UserError(
+                f"{kind}: the URL must begin with http:// or https:// and a host, as http://host:30000, got {url!r}; "
+                "a key goes into api_key"
+            )
         if not (self.url + api_key).isascii() or not (self.url + api_key).isprintable():
             raise UserError(f"{self.name}: url and api_key must be printable ASCII")
-        self._head = f"Host: {self._parts.netloc}\r\n{key}Content-Type: application/json\r\nContent-Length: "
+        self._head = (
+            f"Host: {self._parts.netloc}\r\nUser-Agent: agentrl\r\n{key}Content-Type: application/json\r\nContent-Length: "
+        )
         self._connections: Connections | None = None
-        self._aiohttp: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         """Must run in the loop that will use it."""
@@ -74,41 +84,79 @@ class Transport:
         if self._connections is not None:
             await self._connections.close()
             self._connections = None
-        if self._aiohttp is not None:
-            await self._aiohttp.close()
-            self._aiohttp = None
-
-    @property
-    def _session(self) -> aiohttp.ClientSession | None:
-        """For those who read a reply while it comes, or its headers; None before `open`."""
-        import aiohttp
-
-        if self._aiohttp is None and self._connections is not None:
-            # limit=0: the default of 100 connections would queue requests here, unseen by the server's own scheduler.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s)
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._aiohttp = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
-        return self._aiohttp
 
     async def call(self, method: str, path: str, body: Body | None = None, *, deadline: asyncio.Timeout, seconds: float) -> Any:
-        """The parsed reply. `deadline` may be moved while the call runs; `seconds` is what the message says of it."""
+        """The parsed reply, None when it is empty; see `reply`."""
+        return self.parsed(method, path, await self.reply(method, path, body, deadline=deadline, seconds=seconds))
+
+    async def stream(
+        self, path: str, body: Body, each: Callable[[Any], None], *, deadline: asyncio.Timeout, seconds: float
+    ) -> None:
+        """POSTs, and calls `each` with every server-sent event, parsed, up to `[DONE]`; see `reply`.
+
+        An event that tells an error raises `Refused`, an end before `[DONE]` `EngineError`. What `each` raises ends the request
+        and is raised as it is.
+        """
+        events = Events(lambda data: each(self._event(path, data)))
+        reply = await self.reply("POST", path, body, deadline=deadline, seconds=seconds, listen=events.feed)
+        if reply.status != 200:
+            raise self._refused("POST", path, reply.status, reply.body)
+        events.feed(reply.body)
+        events.close()
+        if not events.ended:
+            raise EngineError(f"{self.name}: POST {path}: the stream broke off before its end", retryable=True)
+
+    async def reply(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        deadline: asyncio.Timeout,
+        seconds: float,
+        listen: Listen | None = None,
+    ) -> Reply:
+        """The reply, whatever its status. `EngineError` when there is none.
+
+        `deadline` may be moved meanwhile; `seconds` is what the message says of it.
+        """
         if self._connections is None:
             raise EngineError(f"{self.name}: {method} {path} before the engine was entered; use `async with engine:`")
+        payload = b"" if body is None else self._payload(method, path, body)
+        head = f"{method} {self._parts.path}{path} HTTP/1.1\r\n{self._head}{len(payload)}\r\n\r\n"
         try:
             async with deadline:
-                payload = b"" if body is None else self._payload(method, path, body)
-                head = f"{method} {self._parts.path}{path} HTTP/1.1\r\n{self._head}{len(payload)}\r\n\r\n"
-                status, raw = await self._connections.ask(head.encode(), payload)
-        except OSError as error:  # a TimeoutError is one: of the deadline, or of a connection
-            if not deadline.expired():
-                raise self._lost(method, path, error) from error
+                return await self._connections.ask(head.encode(), payload, listen)
+        except NoReply as error:
+            raise EngineError(
+                f"{self.name}: {method} {path} failed: {error}; check that the server runs{self._dies_of}", retryable=True
+            ) from error
+        except TimeoutError as error:
+            if not deadline.expired():  # a listener's own
+                raise
             raise EngineError(
                 f"{self.name}: {method} {path} had no answer within {seconds:g} s; look at the server's log, "
                 "or allow it more time",
                 retryable=True,
             ) from error
-        return self._parsed(method, path, status, raw)
+
+    def parsed(self, method: str, path: str, reply: Reply) -> Any:
+        """The body of a 200; any other status raises `Refused`."""
+        if reply.status != 200:
+            raise self._refused(method, path, reply.status, reply.body)
+        return self._loaded(method, path, reply.body) if reply.body.strip() else None
+
+    def _event(self, path: str, data: bytes) -> Any:
+        event = self._loaded("POST", path, data)
+        if isinstance(event, dict) and "error" in event:
+            error: Any = event["error"]  # pyright: ignore[reportUnknownVariableType]
+            code: Any = error.get("code") if isinstance(error, dict) else None  # pyright: ignore[reportUnknownMemberType]
+            raise self._refused("POST", path, code if isinstance(code, int) else 500, data, "failed in mid-stream with")
+        return event
+
+    def _refused(self, method: str, path: str, status: int, body: bytes, how: str = "answered") -> Refused:
+        reason = error_reason(body.decode(errors="replace"))
+        return Refused(f"{self.name}: {method} {path} {how} {status}: {' '.join(reason.split())[:2000]}", status, reason)
 
     def _payload(self, method: str, path: str, body: Body) -> bytes:
         try:
@@ -116,22 +164,12 @@ class Transport:
         except TypeError as error:
             raise UserError(f"{self.name}: {method} {path} cannot be sent as JSON: {error}") from error
 
-    def _lost(self, method: str, path: str, error: Exception) -> EngineError:
-        return EngineError(
-            f"{self.name}: {method} {path} failed: {describe(error)}; check that the server runs{self._dies_of}",
-            retryable=True,
-        )
-
-    def _parsed(self, method: str, path: str, status: int, raw: bytes) -> Any:
-        """The body of a 200, parsed; any other status raises."""
-        if status != 200:
-            reason = error_reason(raw.decode(errors="replace"))
-            raise Refused(f"{self.name}: {method} {path} answered {status}: {' '.join(reason.split())[:2000]}", status, reason)
+    def _loaded(self, method: str, path: str, data: bytes) -> Any:
         try:
-            return orjson.loads(raw) if raw.strip() else None
+            return orjson.loads(data)
         except ValueError as error:
             raise EngineError(
                 f"{self.name}: {method} {path} answered 200 with something that is no JSON "
-                f"({raw[:80].decode(errors='replace')!r}); "
+                f"({data[:80].decode(errors='replace')!r}); "
                 f"check that this is the address of {self._kind} itself and not of a proxy's page"
             ) from error

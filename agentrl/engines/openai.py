@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ from agentrl.engines.contract import (
     Weights,
 )
 from agentrl.engines.gate import Gate
-from agentrl.engines.http import Body, Refused
-from agentrl.engines.serving import StreamTransport
-from agentrl.episode import EMPTY_IDS, EMPTY_LOGPROBS, EMPTY_MAP, Finish, Version, VersionSpan, digest_ids
+from agentrl.engines.http import Body, Refused, Transport
+from agentrl.engines.replies import no_tokens
+from agentrl.episode import EMPTY_MAP, Finish, Version, VersionSpan, digest_ids
 from agentrl.errors import ContextOverflow, EngineError, UserError
 from agentrl.rendering.chat import read_prompt, reply_ids
 
@@ -51,26 +52,6 @@ class _Busy(EngineError):
     def __init__(self, message: str, after: float | None) -> None:
         super().__init__(message, retryable=True)
         self.after = after
-
-
-class _Endpoint(StreamTransport):
-    async def ask(self, body: Body, *, deadline: asyncio.Timeout, seconds: float) -> Any:
-        """The parsed reply, or why there is none."""
-        with self._failures(CHAT, seconds):
-            async with deadline, self._posted(CHAT, body) as response:
-                status, headers, raw = response.status, response.headers, await response.read()
-        if status in (401, 403):  # its own words may hold parts of the key
-            raise EngineError(f"{self.name}: it refused the key ({status}); check the environment variable that key_env names")
-        if status == 429 and b"insufficient_quota" in raw:
-            raise EngineError(f"{self.name}: the account's quota is used up (429); waiting would not help")
-        try:
-            return self._parsed("POST", CHAT, status, raw)
-        except Refused as error:
-            if status == 429 or status >= 500:
-                raise _Busy(str(error), _seconds_of(headers.get("Retry-After", ""))) from error
-            if any(part in error.reason for part in TOO_LONG):
-                raise ContextOverflow(str(error)) from error
-            raise
 
 
 class OpenAIEngine:
@@ -94,11 +75,9 @@ class OpenAIEngine:
         limit: str = "max_tokens",
         extra: Mapping[str, Any] = EMPTY_MAP,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise UserError(f"the endpoint's URL must begin with http:// or https://, got {base_url!r}; such as http://HOST/v1")
         if not model:
             raise UserError("an endpoint serves many models; name one, such as OpenAI(url=..., model='gpt-4.1-mini')")
-        self._http = _Endpoint(f"the endpoint of {model}", base_url, connect_s=connect_s, api_key=api_key)
+        self._http = Transport(f"the endpoint of {model}", base_url, connect_s=connect_s, api_key=api_key)
         self._name, self._model, self._policies = self._http.name, model, tuple(policies)
         self._seconds, self._limit, self._extra = seconds, limit, dict(extra)
         self._gate = Gate()
@@ -154,7 +133,7 @@ class OpenAIEngine:
         end, wait = now() + self._seconds, FIRST_WAIT_S
         while True:
             try:
-                return await self._http.ask(body, deadline=asyncio.timeout_at(end), seconds=self._seconds)
+                return await self._ask(body, end)
             except EngineError as error:
                 asked = error.after if isinstance(error, _Busy) else None
                 pause = wait * random.uniform(0.5, 1.0) if asked is None else asked
@@ -163,6 +142,25 @@ class OpenAIEngine:
                 log.info("%s; asking again in %.1f s", error, pause)
             await asyncio.sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT_S)
+
+    async def _ask(self, body: Body, end: float) -> Any:
+        """The parsed reply, or why there is none."""
+        http = self._http
+        reply = await http.reply("POST", CHAT, body, deadline=asyncio.timeout_at(end), seconds=self._seconds)
+        if reply.status in (401, 403):  # its own words may hold parts of the key
+            raise EngineError(
+                f"{self._name}: it refused the key ({reply.status}); check the environment variable that key_env names"
+            )
+        if reply.status == 429 and b"insufficient_quota" in reply.body:
+            raise EngineError(f"{self._name}: the account's quota is used up (429); waiting would not help")
+        try:
+            return http.parsed("POST", CHAT, reply)
+        except Refused as error:
+            if reply.status == 429 or reply.status >= 500:
+                raise _Busy(str(error), _seconds_of(reply.headers.get(b"retry-after", b"").decode("latin-1"))) from error
+            if any(part in error.reason for part in TOO_LONG):
+                raise ContextOverflow(str(error)) from error
+            raise
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
         """The request in the endpoint's form; refuses what that form cannot say."""
@@ -237,7 +235,7 @@ class OpenAIEngine:
 
 
 def _nothing(request: GenerateRequest) -> Generation:
-    return Generation(EMPTY_IDS, EMPTY_LOGPROBS, (), "abort", digest_ids(request.prompt), text="")
+    return replace(no_tokens(request.prompt), text="")
 
 
 def _call(call: Mapping[str, Any], at: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Recorded:
 
     @property
     def info(self) -> EngineInfo:
-        offers = Offers(scoring=False, swap_in_flight=False, columns=frozenset({"entropy"}))
+        offers = Offers(swap_in_flight=False, columns=frozenset({"entropy"}))
         return EngineInfo("recorded", self.vocab_size, self.max_context, offers)
 
     async def __aenter__(self) -> Recorded:

@@ -8,15 +8,11 @@ server could not bear. A client fills in how its server is greeted, paused, resu
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import aiohttp
 
 from agentrl.engines.contract import (
     EngineInfo,
@@ -24,67 +20,22 @@ from agentrl.engines.contract import (
     Media,
     PauseMode,
     ScoreRequest,
+    Scores,
     Weights,
     check_ids,
 )
 from agentrl.engines.gate import Gate
 from agentrl.engines.http import Body, Refused, Transport
-from agentrl.episode import IntArray, Version
-from agentrl.errors import AgentRLError, ContextOverflow, EngineAborted, EngineError, UserError
+from agentrl.episode import EMPTY_LOGPROBS, IntArray, Version
+from agentrl.errors import ContextOverflow, EngineAborted, EngineError, UserError, capture
 
 log = logging.getLogger(__name__)
 
 ABORT_TRIES = 8
 ABORT_AGAIN_S = 0.25
-
-STREAM_BYTES = 1 << 20
-"""The longest event that is read."""
+SCORE_TRIES = 4
 
 SelfT = TypeVar("SelfT", bound="ServerEngine")
-
-
-class StreamTransport(Transport):
-    """A `Transport` that also reads server-sent events."""
-
-    async def stream(
-        self, path: str, body: Body, each: Callable[[Any], None], *, deadline: asyncio.Timeout, seconds: float
-    ) -> None:
-        """POSTs, and calls `each` with every event, parsed, up to `[DONE]`. A stream that ends before it raises."""
-        with self._failures(path, seconds):
-            async with deadline, self._posted(path, body) as response:
-                if response.status != 200:
-                    self._parsed("POST", path, response.status, await response.read())
-                async for line in response.content:
-                    if not line.startswith(b"data:"):
-                        continue
-                    event = line.removeprefix(b"data:").strip()
-                    if event == b"[DONE]":
-                        return
-                    each(self._parsed("POST", path, 200, event))
-        raise EngineError(
-            f"{self.name}: POST {path} ended its stream before the reply's end; is the server gone?", retryable=True
-        )
-
-    def _posted(self, path: str, body: Body) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        if self._session is None:
-            raise EngineError(f"{self.name}: POST {path} before the engine was entered; use `async with engine:`")
-        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        return self._session.post(self.url + path, data=data, headers=headers, read_bufsize=STREAM_BYTES)
-
-    @contextmanager
-    def _failures(self, path: str, seconds: float) -> Generator[None]:
-        """What a call may meet, as `EngineError`."""
-        try:
-            yield
-        except aiohttp.ClientError as error:  # before TimeoutError: a timeout of the connection is both
-            raise self._lost("POST", path, error) from error
-        except TimeoutError as error:
-            raise EngineError(
-                f"{self.name}: POST {path} had not ended after {seconds:g} s; look at the server's log, or allow it more time",
-                retryable=True,
-            ) from error
-        except OSError as error:
-            raise self._lost("POST", path, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +62,7 @@ class Running:
 class ServerEngine:
     """See the module."""
 
-    def __init__(self, http: StreamTransport, policies: Sequence[str], seconds: Seconds) -> None:
+    def __init__(self, http: Transport, policies: Sequence[str], seconds: Seconds) -> None:
         self._http = http
         self._name = http.name
         self._policies = tuple(policies)
@@ -131,6 +82,10 @@ class ServerEngine:
     # --- what a client fills in --------------------------------------------------------------------------------------------
     async def _greet(self) -> tuple[EngineInfo, dict[str, Version]]:
         """What the server is, and the version that serves each policy. `UserError` for a server that is not known."""
+        raise NotImplementedError
+
+    async def _score_there(self, request: ScoreRequest) -> Scores | None:
+        """None when new weights came meanwhile."""
         raise NotImplementedError
 
     async def _abort_there(self, rid: str, seconds: float) -> None:
@@ -185,6 +140,21 @@ class ServerEngine:
             )
             raise UserError(f"{self._name}: {why}")
         return self._versions[policy]
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        """See `Engine.score`. Scores that new weights overtook are asked for again, of the new ones."""
+        if not self._scorable(request):
+            return Scores(EMPTY_LOGPROBS, self.version(request.policy))
+        for _ in range(SCORE_TRIES):
+            if not await self._entered(request.id):
+                raise EngineAborted(f"{self._name}: scoring {request.id!r} was aborted")
+            scores = await self._score_there(request)
+            if scores is not None:
+                return scores
+        raise EngineError(
+            f"{self._name}: new weights came {SCORE_TRIES} times while {request.id!r} was being scored; publish less often",
+            retryable=True,
+        )
 
     async def abort(self, request_id: str) -> None:
         """Returns when the request has ended. Sent again while it runs: the server drops an abort that comes too early."""
@@ -264,10 +234,6 @@ class ServerEngine:
             raise UserError(f"request id {request_id!r} is already running; give every request an id of its own")
         return await self._gate.enter(request_id)
 
-    async def _scored(self, request: ScoreRequest) -> None:
-        if not await self._entered(request.id):
-            raise EngineAborted(f"{self._name}: scoring {request.id!r} was aborted")
-
     async def _request(self, request_id: str, send: Callable[[Running], Awaitable[Any]], too_long: Sequence[str]) -> Any:
         """Sends one request under its own deadline; its end, however it comes, frees its place on the server.
 
@@ -343,11 +309,19 @@ class ServerEngine:
         if paused_here:
             await self._pause("in_place")
         try:
-            await self._load(policy, weights, version)
-            self._versions[policy] = version
+            with capture() as loading:
+                await self._load(policy, weights, version)
+                self._versions[policy] = version
         finally:
-            if paused_here:
-                await self._resume()
+            with capture() as resuming:
+                if paused_here:
+                    await self._resume()
+        if loading.error is not None and resuming.error is not None:
+            again = isinstance(loading.error, EngineError) and loading.error.retryable
+            message = f"{loading.error}; and then it did not resume: {resuming.error}"
+            raise EngineError(message, retryable=again) from loading.error
+        if (error := loading.error or resuming.error) is not None:
+            raise error
 
     async def _locked(self, work: Coroutine[Any, Any, None]) -> None:
         """One change of the server at a time."""
@@ -359,10 +333,11 @@ class ServerEngine:
 
         async def outcome() -> BaseException | None:
             try:
-                await work
-            except (AgentRLError, asyncio.CancelledError) as error:
+                with capture() as caught:
+                    await work
+            except asyncio.CancelledError as error:
                 return error
-            return None
+            return caught.error
 
         error = await asyncio.shield(self._tasks.create_task(outcome()))
         if error is not None:

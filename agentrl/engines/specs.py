@@ -73,10 +73,12 @@ class SGLang:
     `weights` says how new tensors reach it: "tensors" over HTTP, "disk" through a folder below `exchange` that both see
     (empty = a temporary one, for a server on this machine), "group" by NCCL or gloo, for which it must reach this machine by
     the name `host`; empty = "disk" for launched servers, else "tensors". `colocated` has it free its memory for each learner
-    step on the same device (start it with --enable-memory-saver). `key_env` names the environment variable with the server's API key; empty = it wants none.
+    step on the same device (start it with --enable-memory-saver). `key_env` names the environment variable with the server's
+    API key; empty = it wants none.
 
     Launched servers run with `python` (empty = what AGENTRL_SGLANG_PYTHON names, else our own), on `tp` of the `gpus` each
-    ("0-3"; empty = on the CPU) and with `args` besides our own; their logs go to the folder `logs` (empty = that of the run, else a temporary one).
+    ("0-3"; empty = on the CPU) and with `args` besides our own; their logs go to the folder `logs` (empty = that of the run,
+    else a temporary one).
     """
 
     url: str = "http://127.0.0.1:30000"

@@ -3,9 +3,15 @@
 from agentrl.rollout.contract import GroupRun, RolloutPlan
 from agentrl.rollout.entropy import EntropyTree
 from agentrl.rollout.independent import Independent
+from agentrl.rollout.montecarlo import MonteCarlo
 from agentrl.rollout.tree import RandomTree
 
-PLANS: dict[str, type[RolloutPlan]] = {"entropy_tree": EntropyTree, "independent": Independent, "random_tree": RandomTree}
+PLANS: dict[str, type[RolloutPlan]] = {
+    "entropy_tree": EntropyTree,
+    "independent": Independent,
+    "monte_carlo": MonteCarlo,
+    "random_tree": RandomTree,
+}
 """By the short name that the command line uses."""
 
-__all__ = ["PLANS", "EntropyTree", "GroupRun", "Independent", "RandomTree", "RolloutPlan"]
+__all__ = ["PLANS", "EntropyTree", "GroupRun", "Independent", "MonteCarlo", "RandomTree", "RolloutPlan"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from agentrl.effect import EffectKey
 from agentrl.engines.contract import Offers
@@ -39,19 +39,14 @@ class GroupRun(Protocol):
 class RolloutPlan(Protocol):
     """A frozen dataclass with its own numbers as fields."""
 
+    forks: ClassVar[bool]
+    """Whether its episodes share turns."""
+    columns: ClassVar[tuple[str, ...]]
+    """Per-token columns that are recorded with every sampled turn, such as "entropy"; `needs` refuses an engine without."""
+
     @property
     def size(self) -> int:
         """Episodes of a group, when none is lost."""
-        ...
-
-    @property
-    def forks(self) -> bool:
-        """Whether its episodes share turns."""
-        ...
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Per-token columns that the engine is to give with every turn, such as "entropy"."""
         ...
 
     def needs(self, offers: Offers) -> str:

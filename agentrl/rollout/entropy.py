@@ -59,7 +59,9 @@ class EntropyTree:
 
     async def __call__(self, run: GroupRun) -> tuple[Episode, ...]:
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(run.run(member), name=f"leaf-{member}") for member in range(min(self.initial, self.size))]
+            running = [
+                tasks.create_task(run.run(member), name=f"leaf-{member}") for member in range(min(self.initial, self.size))
+            ]
         latest = [(episode.result(), 0) for episode in running]
         leaves = [episode for episode, _ in latest]
         while len(leaves) < self.size:

@@ -12,6 +12,9 @@ SYNCHRONOUS = ("reward", "note")
 EDITED = "edited"
 """Name of the note at the head of an edited fork's own effects; what it speaks of is not from this code's own past."""
 
+PROBED = "probe"
+"""Branch of the scores that the runtime asked for when the episode had ended; no task of a workflow has such a path."""
+
 
 class Record:
     """Effects in the order in which they were handed in. Lost ones and intents are passed over, for nobody was told of them."""
@@ -37,7 +40,9 @@ class Record:
             self._read(effects)
 
     def _read(self, effects: Sequence[Effect]) -> None:
-        handed_in = [effect for effect in effects if effect.completed >= 0 and effect.status != "lost"]
+        handed_in = [
+            effect for effect in effects if effect.completed >= 0 and effect.status != "lost" and effect.key.branch != PROBED
+        ]
         for note in [effect for effect in handed_in if effect.kind == "note" and effect.name == EDITED]:
             handed_in.remove(note)
             self._edited.update((branch, position) for branch, position in note.value["places"])

@@ -28,11 +28,13 @@ from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
 from agentrl.runtime.execution import Execution, Program, Surroundings
 from agentrl.runtime.policies import models_of, open_renderer
+from agentrl.runtime.probing import probe
 from agentrl.runtime.record import EDITED
 from agentrl.runtime.scope import EffectTasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail, Store
+from agentrl.store.fold import fold
 from agentrl.team import Seat, Team
 from agentrl.workflow import OutputT, TaskT, World, task_as_json
 
@@ -74,6 +76,8 @@ class Runtime(Generic[TaskT, OutputT]):
         lacking = experiment.rollout.needs(engine.info.offers)
         if lacking:
             raise UserError(f"the rollout plan {type(experiment.rollout).__name__} cannot run here: {lacking}")
+        if experiment.probes and not engine.info.offers.scoring:
+            raise UserError(f"probes={experiment.probes!r:.80} need log-probs of given ids, and this engine scores none")
         self._columns = tuple({*experiment.rollout.columns, *(("entropy",) if experiment.credit.needs.entropy else ())})
         absent = sorted(set(self._columns) - engine.info.offers.columns)
         if absent:
@@ -199,13 +203,27 @@ class Runtime(Generic[TaskT, OutputT]):
             execution = Execution(head, record, self._program(task, greedy=greedy), self._around, deadline=deadline)
             self._live[head.id] = execution
             try:
-                _, tail = await execution.run()
+                effects, tail = await execution.run()
+                episode = execution.episode
+                assert episode is not None
+                if self.experiment.probes and not greedy and episode.status in FINISHED:
+                    episode, tail = await self._probed(head, effects, tail, episode)
             finally:
                 del self._live[head.id]
             if self.store is not None:
                 self.store.finish(head.id, tail)
-            assert execution.episode is not None
-            return execution.episode
+            return episode
+
+    async def _probed(
+        self, head: EpisodeHead, effects: tuple[Effect, ...], tail: EpisodeTail, episode: Episode
+    ) -> tuple[Episode, EpisodeTail]:
+        """The episode with what its probes found, and the tail that counts what they cost."""
+        first = max(max(effect.issued, effect.completed) for effect in effects) + 1
+        found = await probe(episode, episode.task, self.experiment.probes, self.engine, self.renderers, first)
+        if self.store is not None:
+            self.store.append(head.id, found)
+        episode = fold(head, (*effects, *found), tail, task=episode.task)
+        return episode, replace(tail, ledger=episode.ledger)
 
     async def fork(
         self,

@@ -127,9 +127,9 @@ async def publish_of_an_adapter_spares_what_runs(s: Subject) -> None:
     """Where adapters are offered, a request that runs while its policy's adapter is replaced ends whole, with exact spans."""
     if not s.engine.info.offers.adapters:
         return
-    sampling, seconds = await s.long()
-    in_flight = False
+    in_flight, seconds = False, 0.0
     for part in (0.5, 0.3, 0.15, 0.05):
+        sampling, seconds = await s.long()
         before = s.engine.version(s.policy)
         weights, version = await s.next_version()
         async with asyncio.TaskGroup() as group:
@@ -143,6 +143,7 @@ async def publish_of_an_adapter_spares_what_runs(s: Subject) -> None:
         require(not in_flight or told == [before], f"it began with {before}, its spans tell {told}")
         if in_flight:
             break
+        await s.longer()
     require(in_flight or seconds < TOO_FAST_S, "no request outlasted a publish")
     after = await s.generate(s.prompt(46), Sampling(max_tokens=4))
     require([span.version for span in after.spans] == [version], f"spans {after.spans} after {version}")

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,8 +16,8 @@ from agentrl.engines.contract import Engine, GenerateRequest, Generation, ScoreR
 from agentrl.episode import EMPTY_IDS, FloatArray, IntArray, Sampling, Version, token_ids
 from agentrl.errors import AgentRLError, EngineError, UserError
 
-LONG_S = 0.4
-"""What a request should last that is interrupted, if the context allows."""
+LONG_S, LONGEST_S = 0.4, 0.6
+"""What a request should last that is interrupted, if the context allows; and from where on it is made no longer."""
 TOO_FAST_S = 0.02
 """Nobody can interrupt a request that is shorter."""
 ROW_LIMIT = 1024
@@ -58,7 +58,7 @@ class Subject:
     """Further policies that are adapters of the same base."""
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     nonce: str = field(default_factory=lambda: secrets.token_hex(4))
-    _long: tuple[int, float] | None = None
+    _long: tuple[int, float] = (0, 0.0)
 
     @property
     def vocab_size(self) -> int:
@@ -105,35 +105,72 @@ class Subject:
         return np.array([scores[0] for scores in await self.all_of(calls)], np.float64)
 
     async def long(self) -> tuple[Sampling, float]:
-        """Sampling for a request that lasts, and how many seconds it does; measured once."""
-        loop = asyncio.get_running_loop()
-        if self._long is None:
-            room = self.engine.info.max_context - 9
-            tokens = min(32, room)
-            started = loop.time()
-            await self.generate(self.prompt(), Sampling(max_tokens=tokens))
-            each = (loop.time() - started) / tokens
-            tokens = min(room, max(32, int(LONG_S / max(each, 1e-7))))
-            started = loop.time()
-            await self.generate(self.prompt(), Sampling(max_tokens=tokens))
-            self._long = tokens, loop.time() - started
+        """Sampling for a request that lasts, and how many seconds it took when it was measured."""
         tokens, seconds = self._long
+        if not tokens:
+            tokens = min(32, self._room)
+            seconds = await self._measured(tokens)
+            tokens = min(self._room, max(32, int(LONG_S * tokens / max(seconds, 1e-6))))
+            seconds = await self._measured(tokens)
         return Sampling(max_tokens=tokens), seconds
 
-    async def caught(self, act: Act, wanted: Callable[[Generation], bool]) -> tuple[list[Generation], bool]:
-        """Runs a long request and acts on it in mid-flight, earlier and earlier until it was in time."""
-        sampling, seconds = await self.long()
+    async def longer(self) -> None:
+        """After a request that ended too early: twice as many tokens, measured anew, if that was short and there is room.
+
+        A machine that was busy at the first measure would else make the engine out to be slow.
+        """
+        tokens, seconds = self._long
+        if seconds < LONGEST_S and tokens < self._room:
+            await self._measured(min(self._room, 2 * tokens))
+
+    @property
+    def _room(self) -> int:
+        return self.engine.info.max_context - 9
+
+    async def _measured(self, tokens: int) -> float:
+        started = asyncio.get_running_loop().time()
+        await self.generate(self.prompt(), Sampling(max_tokens=tokens))
+        seconds = asyncio.get_running_loop().time() - started
+        self._long = tokens, seconds
+        return seconds
+
+    async def caught(self, act: Act, wanted: Callable[[Generation], bool], told: Callable[[Generation], object]) -> Generation:
+        """The reply to a long request that was acted on in mid-flight. Breaks the claim when no reply is `wanted`.
+
+        Tried earlier and earlier with longer and longer requests, and where the engine streams at the first piece. An engine
+        that is done before anybody can act is let off with its last reply: one whose longest request takes no longer than
+        four times what the act takes on an engine at rest.
+        """
         replies: list[Generation] = []
-        for part in (0.5, 0.3, 0.15, 0.05, 0.01, 0.0):
-            request = self.request(self.prompt(), sampling)
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(self.engine.generate(request))
-                await asyncio.sleep(seconds * part)
-                await act(request.id)
-            replies.append(task.result())
+        streams = self.engine.info.offers.streaming
+        for part in (0.5, 0.3, None, 0.1, None, 0.0):
+            sampling, seconds = await self.long()
+            after = None if part is None and streams else seconds * (part or 0.0)
+            replies.append(await self._acted_on(act, sampling, after))
             if wanted(replies[-1]):
-                return replies, True
-        return replies, False
+                return replies[-1]
+            await self.longer()
+        started = asyncio.get_running_loop().time()
+        await act("no-such-request")
+        alone = asyncio.get_running_loop().time() - started
+        too_fast = self._long[1] < max(TOO_FAST_S, 4 * alone)
+        require(too_fast, f"{len(replies)} requests were acted on in mid-flight, and gave {[told(reply) for reply in replies]}")
+        return replies[-1]
+
+    async def _acted_on(self, act: Act, sampling: Sampling, after: float | None) -> Generation:
+        """`after` seconds; None = when the first piece has come."""
+        began = asyncio.Event()
+
+        def listen(ids: IntArray, logprobs: FloatArray) -> None:
+            began.set()
+
+        request = replace(self.request(self.prompt(), sampling), on_tokens=listen if after is None else None)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.engine.generate(request))
+            task.add_done_callback(lambda _: began.set())
+            await (began.wait() if after is None else asyncio.sleep(after))
+            await act(request.id)
+        return task.result()
 
     async def interrupted(self, request: GenerateRequest, seconds: float) -> Generation:
         """The reply to a request that is aborted after so long, if it still runs."""

@@ -8,6 +8,7 @@ from agentrl.transforms.otc import OTC
 from agentrl.transforms.replay import Replay, Successes
 from agentrl.transforms.rubrics import RubricVersions
 from agentrl.transforms.similarity import CodeSimilarity, Cosine, TokenJaccard
+from agentrl.transforms.stepsearch import StepSearch
 
 TRANSFORMS: dict[str, type[RewardTransform]] = {
     "adacot": AdaCoT,
@@ -16,6 +17,7 @@ TRANSFORMS: dict[str, type[RewardTransform]] = {
     "mgpo": BinaryAnswer,
     "otc": OTC,
     "rubric_versions": RubricVersions,
+    "step_search": StepSearch,
 }
 """By the short name that the command line and run folders use."""
 
@@ -29,6 +31,7 @@ __all__ = [
     "Replay",
     "RewardTransform",
     "RubricVersions",
+    "StepSearch",
     "Successes",
     "TokenJaccard",
     "transformed",

@@ -43,10 +43,10 @@ def _one(group: Group, transform: RewardTransform) -> Group:
 
 def _wrong(group: Group, changed: Group) -> Iterator[str]:
     """What is not as it should be."""
-    before = [episode.id for episode in group.episodes]
-    # a replayed success may stand in a member's place
-    pairs = zip(changed.episodes, [*before, *[""] * len(changed.episodes)], strict=False)
-    after = [name if episode.source == "replay" and name else episode.id for episode, name in pairs]
+    before, after = ([episode.id for episode in each.episodes] for each in (group, changed))
+    for at, (old, new) in enumerate(zip(group.episodes, changed.episodes, strict=False)):
+        if _replayed(old, new):
+            after[at] = old.id
     if changed.id != group.id or changed.wanted != group.wanted:
         yield f"group {group.id} (of {group.wanted}) came back as {changed.id} (of {changed.wanted})"
     elif after != before:
@@ -55,7 +55,12 @@ def _wrong(group: Group, changed: Group) -> Iterator[str]:
     else:
         for old, new in zip(group.episodes, changed.episodes, strict=True):
             if new is not old:
-                yield from _changes(new if new.source == "replay" and new.id != old.id else old, new)
+                yield from _changes(new if _replayed(old, new) else old, new)
+
+
+def _replayed(old: Episode, new: Episode) -> bool:
+    """Whether a stored success stands in a member's place, as `RewardTransform` allows."""
+    return new.source == "replay" and new.id != old.id
 
 
 def _changes(old: Episode, new: Episode) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Replay:
             members = tuple(success if episode is first else episode for episode in group.episodes)
             replayed = replace(group, episodes=members)
         pairs = zip(group.finished, scores, strict=True)
-        self.successes.add(group.task, (e for e, score in pairs if score > self.above and e.source != "replay"))
+        self.successes.add(group.task, (episode for episode, score in pairs if score > self.above))
         return replayed
 
     def _evaluated(self, episode: Episode) -> float:

@@ -1,4 +1,5 @@
-"""Stand-ins for three packages that SGLang imports at the top and that a CPU server of a text model never calls.
+"""Stand-ins for three packages that SGLang imports at the top and that a CPU server of a text model never calls; and memory
+that is not pinned, in the place of the pinned memory that its LoRA layers ask for, of which such a machine has none.
 
 torchvision comes with every model's config, sgl_kernel and triton hold GPU kernels. scripts/engines.sh puts this file into
 the environment of SGLang, with a .pth line that imports it when Python starts, so that spawned processes have it too. It is
@@ -10,6 +11,7 @@ Calling anything else raises.
 
 from __future__ import annotations
 
+import functools
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -90,10 +92,32 @@ class StandIns(MetaPathFinder, Loader):
         """Nothing to run."""
 
 
+class Unpinned(MetaPathFinder):
+    """Acts when the LoRA layers are imported, for torch is there by then; finds nothing itself."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "sglang.srt.lora.layers":
+            import torch
+
+            for maker in ("tensor", "empty", "zeros", "ones", "arange", "full"):
+                setattr(torch, maker, _unpinned(getattr(torch, maker)))
+            torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
+
+
+def _unpinned(make: Any) -> Any:
+    @functools.wraps(make)
+    def plain(*args: Any, **options: Any) -> Any:
+        options.pop("pin_memory", None)
+        return make(*args, **options)
+
+    return plain
+
+
 def _is_asked() -> bool:
     """Whether `importlib.util.find_spec` looks, and not an import."""
     caller = sys._getframe(3)
     return caller.f_code.co_name == "find_spec" and caller.f_globals.get("__name__") == "importlib.util"
 
 
+sys.meta_path.insert(0, Unpinned())
 sys.meta_path.append(StandIns())

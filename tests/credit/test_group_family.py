@@ -55,6 +55,17 @@ def test_rloo_divides_by_those_that_ended(chain, grouped):
     assert RLOO()(to_batch(grouped(members))).advantage.tolist() == [1.0, -1.0]
 
 
+def test_an_episode_that_its_sandbox_failed_is_in_no_statistic_as_autotriton_asks(chain, grouped):
+    data = golden("autotriton")
+    cases = zip(data["inputs"]["cases_rule_exec_infra"], data["expected"]["reward"], strict=True)
+    members = [
+        chain(f"e{i}", "g", [0.0], outcome=reward or 0.0, status="failed" if infra else "done")
+        for i, ((_, _, infra), reward) in enumerate(cases)
+    ]
+    wanted = [advantage for advantage in data["expected"]["advantage"] if advantage is not None]
+    np.testing.assert_allclose(GRPO()(to_batch(grouped(members))).advantage, wanted, atol=1e-6)
+
+
 def test_dr_grpo_is_grpo_without_the_deviation():
     batch = outcomes([1.0, 0.0, 0.0, 0.5])
     assert DrGRPO()(batch).advantage.tolist() == GRPO(std=None)(batch).advantage.tolist()
@@ -81,7 +92,7 @@ def test_reinforce_credits_a_turn_with_its_return_to_go(chain, grouped):
 def test_reinforce_baseline_gives_a_lone_episode_nothing_and_keeps_it_out_of_the_statistics(chain, grouped):
     rewards = {"g": [1.0, 0.0, 0.0], "alone": [5.0]}
     members = [chain(f"{g}{i}", g, [0.0], outcome=r) for g, values in rewards.items() for i, r in enumerate(values)]
-    advantage = ReinforcePP(baseline="group")(to_batch(grouped(members))).advantage
+    advantage = ReinforcePP(baseline="group", over="turn")(to_batch(grouped(members))).advantage
     centred = np.array([2 / 3, -1 / 3, -1 / 3])
     np.testing.assert_allclose(advantage, [*(centred / (centred.std(ddof=1) + 1e-6)), 0.0], atol=1e-12)
 
@@ -93,11 +104,13 @@ def test_sizes_counts_values_or_units():
 
 
 def by_enumeration(rewards: Sequence[float], k: int) -> list[float]:
-    """The definition: every k-subset is one member of a GRPO group, its reward its best, and each of its episodes gets its advantage."""
+    """Every k-subset is a member of a GRPO group, its reward its best, and each of its episodes gets its advantage."""
     subsets = list(combinations(range(len(rewards)), k))
     best = np.array([max(rewards[i] for i in subset) for subset in subsets])
     advantage = (best - best.mean()) / best.std() if best.std() > 1e-12 else np.zeros(len(best))
-    return [float(np.mean([a for a, subset in zip(advantage, subsets, strict=True) if i in subset])) for i in range(len(rewards))]
+    return [
+        float(np.mean([a for a, subset in zip(advantage, subsets, strict=True) if i in subset])) for i in range(len(rewards))
+    ]
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=7), st.data())
@@ -167,6 +180,15 @@ def test_gae_of_gamma_and_lambda_1_is_the_return_minus_the_value():
     np.testing.assert_allclose(GAE(lam=1.0)(batch).advantage, [2.2, 2.2], atol=1e-12)
 
 
+def test_gae_ends_with_the_episode(chain, grouped):
+    probed = Probe("value", 0, token_ids([]), np.zeros(0, np.float32), value=0.25)
+    members = [
+        replace(chain(n, "g", []), turns=(make_turn("0", probes=(probed,)), make_turn("1", 1, probes=(probed,)))) for n in "ab"
+    ]
+    for by in ("episode", "agent"):
+        assert GAE(lam=0.0, by=by)(to_batch(grouped(members))).advantage.tolist() == [0.0, -0.25, 0.0, -0.25]
+
+
 def plain_gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
     advantage, ahead, after = [], 0.0, 0.0
     for reward, value in zip(reversed(rewards), reversed(values), strict=True):
@@ -190,7 +212,9 @@ def test_gae_over_tokens_is_the_recursion_through_all_turns(values, outcome):
     rewards[-1] += outcome
     advantage = GAE(gamma=0.9, lam=0.8, over="token")(batch).advantage
     assert [len(part) for part in advantage] == [len(own) for own in values]
-    np.testing.assert_allclose(np.concatenate(advantage), plain_gae(rewards, sum(values, []), 0.9, 0.8), atol=1e-9)
+    np.testing.assert_allclose(
+        np.concatenate(advantage), plain_gae(rewards, [v for own in values for v in own], 0.9, 0.8), atol=1e-9
+    )
 
 
 def test_gae_whitened_has_mean_0_and_deviation_1():
@@ -240,10 +264,18 @@ def test_pvpo_counts_turn_rewards_of_the_reference_too(chain, grouped):
     assert np.asarray(PVPO()(to_batch(grouped(members))).advantage).tolist() == [0.0, 0.0, -0.75]
 
 
+def test_pvpo_credits_a_demonstration_and_keeps_it_out_of_the_baseline(chain, grouped):
+    rewards = {"reference": 0.5, "demonstration": 1.0, "policy": 0.0}
+    members = [chain(source, "g", [0.0], outcome=reward, source=source) for source, reward in rewards.items()]
+    assert np.asarray(PVPO()(to_batch(grouped(members))).advantage).tolist() == [0.0, 0.5, -0.5]
+
+
 @pytest.mark.parametrize("told", [None, [], ["much"], 0.5, [float("nan")]])
 def test_pvpo_without_reference_rewards_says_so(chain, grouped, told):
     groups = [replace(grouped([chain("e", "g", [1.0])])[0], task={"reference_rewards": told})]
-    with pytest.raises(UserError, match=r"group g has no finished episode of source 'reference', and its task's reference_rewards is"):
+    with pytest.raises(
+        UserError, match=r"group g has no finished episode of source 'reference', and its task's reference_rewards is"
+    ):
         assign(groups, PVPO())
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentrl.credit import ARPO, Forest, SPOTree, TreeGRPO, TreePO, to_batch
-from agentrl.episode import Column, Group, token_ids
-from agentrl.rollout import EntropyTree
+from agentrl.credit import ARPO, Forest, SPOChain, SPOTree, TreeGRPO, TreeOPO, TreePO, to_batch
+from agentrl.episode import Column, Episode, Group, token_ids
+from agentrl.rollout import EntropyTree, MonteCarlo
 from agentrl.rollout.entropy import entropy
+from tests.credit.conftest import make_chain, make_turn
 from tests.credit.trees import make_leaf as leaf
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -65,6 +66,29 @@ def test_treepo_gives_the_authors_numbers(treepo_batch: Any, average: Any, key: 
         np.testing.assert_allclose(TreePO(average=average)(treepo_batch).advantage[::2], expected["white"], atol=2e-6)
 
 
+def test_tree_opo_gives_the_papers_heuristic_and_trains_no_prefix() -> None:
+    data = golden("tree_opo")
+    teacher = [replace(leaf(f"teacher-{p}", [p, "end"], 0.0), status="cancelled") for p in ("pa", "pb")]
+    paths = {"p": [], "pa": ["pa"], "pb": ["pb"]}
+    episodes = [
+        leaf(f"e{i}", [*paths[prefix], f"{i}"], reward, None if prefix == "p" else f"teacher-{prefix}")
+        for i, (reward, prefix) in enumerate(zip(data["inputs"]["rewards"], data["inputs"]["prefix"], strict=True))
+    ]
+    credit = TreeOPO()(to_batch([Group("g", None, (*teacher, *episodes), 6)]))
+    assert credit.weight.tolist() == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    for key in ("expectation_heuristic", "centred"):
+        np.testing.assert_allclose(credit.advantage[credit.weight > 0], data["expected"][key], atol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "advantage"), [("max", [0.25, -0.75, 0.25, 0.25]), ("min", [0.5, -0.5, 0.5, -0.5])])
+def test_tree_opo_may_be_optimistic_or_pessimistic(value: Any, advantage: list[float]) -> None:
+    paths = {"e0": ["a"], "e1": ["b"], "e2": ["c", "d"], "e3": ["c", "e"]}
+    rewards = [1.0, 0.0, 1.0, 1.0 if value == "max" else 0.0]
+    episodes = [leaf(n, path, r, "e2" if n == "e3" else None) for (n, path), r in zip(paths.items(), rewards, strict=True)]
+    credit = TreeOPO(value=value)(to_batch([Group("g", None, tuple(episodes), 4)]))
+    np.testing.assert_allclose(credit.advantage[[0, 1, 2, 4]], advantage, atol=1e-12)
+
+
 def spo_leaves(node: Any, path: list[str]) -> list[tuple[list[str], float]]:
     if node["leaf"]:
         return [(path, node["reward"])]
@@ -97,6 +121,55 @@ def test_spo_gives_certain_tokens_nothing() -> None:
     episodes = [replace(e, turns=(replace(e.turns[0], logprobs=sure, sampled_ids=token_ids([1, 2])),)) for e in episodes]
     advantage = SPOTree()(to_batch([Group("g", None, tuple(episodes), 2)])).advantage
     assert [values.tolist() for values in advantage] == [[0.0, 0.5], [0.0, -0.5]]
+
+
+def cut_chain(turns: int) -> tuple[Episode, list[Episode]]:
+    """The chain of the worked case over one or two turns, and for each cut two continuations with its value as mean reward."""
+    data = golden("spo_chain")["inputs"]
+    logprobs = np.log(np.array(data["token_prob"], np.float32))
+    parts = np.split(logprobs, [6]) if turns == 2 else [logprobs]
+    own = tuple(make_turn(f":{n}", n, seed=n, sampled=len(part), logprobs=part) for n, part in enumerate(parts))
+    chain = replace(make_chain("c", "g", [], outcome=data["final_score"]), turns=own)
+    forks = []
+    for cut in data["cutpoints"]:
+        at = int(turns == 2 and cut >= 6)
+        again = make_turn(f":{at}", at, seed=100 + cut, sampled=12, forced=cut - 6 * at)
+        for sign in (-0.1, 0.1):
+            fork = make_chain(f"{cut}{sign}", "g", [], outcome=data["mc_values"][str(cut)] + sign)
+            forks.append(replace(fork, turns=(*own[:at], again), fork_of="c"))
+    return chain, forks
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_spo_chain_gives_the_authors_numbers_over_any_number_of_turns(turns: int) -> None:
+    chain, forks = cut_chain(turns)
+    batch = to_batch([Group("g", None, (chain, *forks), 9)])
+    credit = SPOChain()(batch)
+    mine = [values for e, values in zip(batch.turns.episode, credit.advantage, strict=True) if e == 0]
+    for kind in ("expected", "official"):
+        np.testing.assert_allclose(np.concatenate(mine), golden("spo_chain")[kind], atol=1e-6)
+    assert credit.weight.tolist() == [float(e == 0) for e in batch.turns.episode]
+
+
+def test_spo_chain_without_what_it_needs_to_know_gives_nothing() -> None:
+    chain, forks = cut_chain(1)
+    lost = [replace(fork, status="failed") for fork in forks]
+    credit = SPOChain()(to_batch([Group("g", None, (chain, *lost), 9)]))
+    assert credit.weight.tolist() == [0.0] and not np.any(credit.advantage[0])
+    credit = SPOChain()(to_batch([Group("g", None, (replace(chain, status="failed"), *forks), 9)]))
+    assert not credit.weight.any()
+    first = SPOChain(certain=1.0)(to_batch([Group("g", None, (chain, *lost[:2], *forks[2:]), 9)])).advantage[0]
+    np.testing.assert_allclose(first, [0, 0, 0, 0, -0.1, -0.1, -0.1, 0.4, 0.4, 0.4, 0.1, 0.1], atol=1e-12)
+
+
+def test_the_plan_cuts_before_uncertain_tokens() -> None:
+    chain, _ = cut_chain(1)
+    places = MonteCarlo(cuts=7).places(chain)
+    assert [kept for _, kept in places] == [0, 2, 4, 5, 7, 8, 10]
+    assert set(golden("spo_chain")["inputs"]["cutpoints"]) <= {kept for _, kept in places}
+    assert [kept for _, kept in MonteCarlo(cuts=2).places(chain)] == [0, 5]
+    sure = replace(chain, turns=(replace(chain.turns[0], logprobs=np.zeros(12, np.float32)),))
+    assert [kept for _, kept in MonteCarlo().places(sure)] == [0]
 
 
 def test_arpo_soft_is_grpo_over_the_leaves_and_hard_the_mean_over_branches() -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from agentrl.credit import (
     ATGRPO,
+    GAE,
     GRPO,
     RLOO,
     SALT,
     SUPO,
     THOR,
     DecisionMasked,
-    GAE,
     MasHostHRPO,
     Needs,
     assign,
@@ -70,7 +70,9 @@ def test_salt_gives_the_worked_numbers(chain, grouped):
 
 @pytest.mark.parametrize("base", [GRPO(), RLOO()])
 def test_salt_without_a_shared_step_is_its_base(chain, grouped, base):
-    members = [walk(chain, name, r, [("s", name, f"{name}1"), (f"{name}1", "x", "end")]) for name, r in (("a", 1.0), ("b", 0.0))]
+    members = [
+        walk(chain, name, r, [("s", name, f"{name}1"), (f"{name}1", "x", "end")]) for name, r in (("a", 1.0), ("b", 0.0))
+    ]
     batch = to_batch(grouped(members))
     assert SALT(base=base)(batch).advantage.tolist() == base(batch).advantage.tolist()
 
@@ -84,6 +86,8 @@ def test_salt_counts_an_episode_once_in_a_step_that_it_took_twice(chain, grouped
     loop = ("s", "stay", "s")
     batch = to_batch(grouped([walk(chain, "a", 1.0, [loop, loop]), walk(chain, "b", -0.5, [loop])]))
     assert SALT(base=Outcome())(batch).advantage.tolist() == [0.25, 0.25, 0.25]
+    alone = to_batch(grouped([walk(chain, "a", 1.0, [loop, loop])]))
+    assert SALT(base=Outcome())(alone).metrics["credit/merged"] == 0.0
 
 
 def test_salt_with_history_keeps_apart_what_came_by_other_ways(chain, grouped):
@@ -103,7 +107,9 @@ def test_salt_merges_no_step_that_lacks_a_key(chain, grouped, gone):
 
 def test_salt_refuses_a_base_of_tokens_and_no_history(chain, grouped):
     batch = to_batch(grouped([chain("a", "g", [1.0])]))
-    with pytest.raises(UserError, match=r"SALT\(base=DecisionMasked\): the base must give one number a turn; take GRPO or RLOO"):
+    with pytest.raises(
+        UserError, match=r"SALT\(base=DecisionMasked\): the base must give one number a turn; take GRPO or RLOO"
+    ):
         SALT(base=DecisionMasked())(batch)
     with pytest.raises(UserError, match="history >= 1"):
         SALT(history=0)
@@ -187,8 +193,14 @@ def test_at_grpo_compares_the_candidates_of_one_place_by_team_and_local_reward(c
         rewards = (Reward("t", team, turn=name), Reward("l", local, turn=name, agent="a"))
         return turn(name, index, candidate=Candidate(of, index % 2, index % 2 == 0), rewards=rewards)
 
-    turns = (drawn("0", 0, "x", 1.0, 0.0), drawn("1", 1, "x", 0.0, 0.5), drawn("2", 2, "y", 0.2, 0.0), drawn("3", 3, "y", 0.0, 0.4))
-    members = tuple(replace(chain(name, "g", [], outcome=7.0), turns=turns) for name in ("a", "b"))
+    turns = (
+        drawn("0", 0, "x", 1.0, 0.0),
+        drawn("1", 1, "x", 0.0, 0.5),
+        drawn("2", 2, "y", 0.2, 0.0),
+        drawn("3", 3, "y", 0.0, 0.4),
+    )
+    other = tuple(replace(turn, rewards=(*turn.rewards, Reward("t", 3.0, turn=turn.id))) for turn in turns)
+    members = tuple(replace(chain(name, "g", [], outcome=7.0), turns=own) for name, own in (("a", turns), ("b", other)))
     batch = to_batch([Group("g", None, members, 2)])
     half = [(0.5 - 0.5) / 2, 0.0, (0.1 - 0.4) / 2, (0.4 - 0.1) / 2]
     np.testing.assert_allclose(ATGRPO(alpha=0.5, std=None)(batch).advantage, half * 2, atol=1e-12)
@@ -201,6 +213,16 @@ def test_at_grpo_gives_a_turn_of_its_own_state_nothing_and_others_the_teams_outc
     credit = ATGRPO(alpha=0.5, std=None)(to_batch(grouped(members)))
     assert credit.advantage.tolist() == [0.25, 0.0, -0.25, 0.0]
     assert credit.metrics["credit/compared"] == 0.5
+
+
+def test_what_an_agent_was_given_is_told_apart_from_what_the_team_was(chain, turn):
+    first = turn("0", 0, "a", rewards=(Reward("team", 1.0, turn="0"), Reward("own", 0.5, turn="0", agent="a")))
+    members = replace(chain("e", "g", [], outcome=9.0), turns=(first, turn("1", 0, "b", untrained="frozen"), turn("2", 1, "a")))
+    object.__setattr__(members.turns[1], "rewards", (Reward("own", 0.25, turn="1", agent="a"),))
+    ends = (*members.rewards, Reward("end", 2.0, agent="a"))
+    turns = to_batch([Group("g", None, (replace(members, rewards=ends),), 1)]).turns
+    assert turns.reward.tolist() == [1.75, 2.0]
+    assert turns.local.tolist() == [0.75, 2.0]
 
 
 def test_mashost_gives_the_worked_numbers(chain, grouped):
@@ -271,7 +293,9 @@ def test_thor_drops_a_fork_that_ran_nothing(chain, turn):
     *others, last = group.episodes
     silent = replace(last, turns=(last.turns[0], replace(last.turns[1], tool_calls=())))
     batch, credit = assign([replace(group, episodes=(*others, silent))], THOR(min_tokens=0, std=None))
-    np.testing.assert_allclose([v[1] for v in by_episode(credit.advantage, batch)[4:]], [2 / 3, -1 / 3, -1 / 3, 0.0], atol=1e-12)
+    np.testing.assert_allclose(
+        [v[1] for v in by_episode(credit.advantage, batch)[4:]], [2 / 3, -1 / 3, -1 / 3, 0.0], atol=1e-12
+    )
 
 
 def test_thor_refuses_a_fork_whose_parent_is_not_there(chain, turn):

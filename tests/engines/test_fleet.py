@@ -365,7 +365,7 @@ MODELS = {"searcher": Path("models/none")}
         (SGLang(launch=1, adapters=True), "serve no adapters"),
         (SGLang(launch=1, python="/no/such/python"), "'/no/such/python' is no Python"),
         (SGLang(launch=2, tp=2, gpus="0-2"), "gpus='0-2' are too few"),
-        (SGLang(urls=("a:1",)), "the url is 'a:1'"),
+        (SGLang(urls=("a:1",)), "the URL must begin with http"),
     ],
 )
 def test_settings_of_servers_that_do_not_go_together_are_refused(spec: SGLang, message: str) -> None:

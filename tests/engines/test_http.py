@@ -215,6 +215,140 @@ async def test_closing_ends_the_calls_under_way() -> None:
             await call(http)
 
 
+# --- streams ---------------------------------------------------------------------------------------------------------------
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENTS = b': hello\nevent: x\ndata: {"n":1}\n\ndata:{"n":2}\r\n\r\nid: 7\ndata: "\xc3\x84 [DONE]"\n\ndata: [DONE]\n\n'
+READ = [{"n": 1}, {"n": 2}, "Ä [DONE]"]
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def streamed(*pieces: bytes, last: bytes = b"0\r\n\r\n") -> bytes:
+    return CHUNKED + b"".join(map(chunk, pieces)) + last
+
+
+async def stream(http: Transport, each: Callable[[Any], None], *, seconds: float = 5.0) -> None:
+    await http.stream("/x", {"ids": np.arange(3)}, each, deadline=asyncio.timeout(seconds), seconds=seconds)
+
+
+async def broken(http: Transport) -> tuple[EngineError, list[Any]]:
+    """The error of a stream, and what it gave before."""
+    got: list[Any] = []
+    with pytest.raises(EngineError) as caught:
+        await stream(http, got.append)
+    assert str(caught.value).startswith(f"Toy at {http.url}: POST /x")
+    return caught.value, got
+
+
+async def test_events_cut_at_any_byte_are_the_same() -> None:
+    async with serving(b"") as (server, http):
+        for at in range(1, len(EVENTS)):
+            server.answer = streamed(EVENTS[:at], EVENTS[at:])
+            got: list[Any] = []
+            await stream(http, got.append)
+            assert got == READ
+    assert server.connections == 1 and orjson.loads(server.bodies[0]) == {"ids": [0, 1, 2]}
+
+
+async def test_an_event_is_told_before_the_next_is_sent() -> None:
+    told = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + chunk(b'data: {"n":1}\n'))
+        await told.wait()
+        writer.write(chunk(b"data: [DONE]\n") + b"0\r\n\r\n")
+
+    async with serving(answer) as (_, http):
+        await stream(http, lambda event: told.set())
+
+
+async def test_an_event_of_megabytes_is_read_whole() -> None:
+    text = "w" * BIG
+    async with serving(streamed(b'data: "', text.encode(), b'"\n\ndata: [DONE]\n\n')) as (_, http):
+        got: list[Any] = []
+        await stream(http, got.append)
+        assert got == [text]
+
+
+async def test_a_stream_may_be_longer_than_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LARGEST", 50)
+    async with serving(streamed(EVENTS)) as (_, http):
+        got: list[Any] = []
+        await stream(http, got.append)
+        assert got == READ
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (b'{"error":{"message":"gone","code":503}}', 503, "gone"),
+        (b'{"error":{"message":"gone","code":400}}', 400, "gone"),
+        (b'{"error":{"message":"gone","code":"odd"}}', 500, "gone"),
+        (b'{"error":"gone"}', 500, "gone"),
+    ],
+)
+async def test_an_error_in_mid_stream_is_a_refusal(error: bytes, status: int, reason: str) -> None:
+    async with serving(streamed(b'data: {"n":1}\n\ndata: ' + error + b"\n\ndata: [DONE]\n\n")) as (_, http):
+        refused, got = await broken(http)
+    assert isinstance(refused, Refused) and (refused.status, refused.reason) == (status, reason) and got == [{"n": 1}]
+    assert f"failed in mid-stream with {status}: gone" in str(refused) and refused.retryable == (status >= 500)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why", "again"),
+    [
+        (then_close(streamed(b'data: {"n":1}\n', b'data: {"n"', last=b"")), "closed the connection", True),
+        (streamed(b'data: {"n":1}\n\ndata: {"n":2'), "the stream broke off before its end", True),
+        (streamed(b'data: {"n":1}\n\n'), "the stream broke off before its end", True),
+        (streamed(b'data: {"n":1}\n\ndata: {oops\n\n'), "no JSON ('{oops')", False),
+        (streamed(b'data: {"n":1}\n\n<html>'), "no JSON ('<html>')", False),
+    ],
+    ids=["connection cut", "event cut", "no end", "no JSON", "a page"],
+)
+async def test_a_stream_that_breaks_off_tells_why(answer: Answer | bytes, why: str, again: bool) -> None:
+    async with serving(answer) as (_, http):
+        error, got = await broken(http)
+    assert why in str(error) and error.retryable == again and got == [{"n": 1}]
+
+
+async def test_a_refused_stream_is_a_refusal_and_its_body_no_event() -> None:
+    async with serving(b"HTTP/1.1 400 No\r\nContent-Length: 8\r\n\r\ntoo long") as (_, http):
+        error, got = await broken(http)
+    assert isinstance(error, Refused) and (error.status, error.reason) == (400, "too long") and not got
+
+
+async def test_the_deadline_bounds_the_whole_stream() -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        while not writer.is_closing():
+            writer.write(chunk(b'data: {"n":1}\n'))
+            await asyncio.sleep(0.01)
+
+    async with serving(drip) as (server, http):
+        with pytest.raises(EngineError, match=r"no answer within 0\.1 s"):
+            await stream(http, lambda event: None, seconds=0.1)
+        await asyncio.wait_for(server.left.wait(), 5)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError("its own"), TimeoutError("its own"), KeyError("its own")])
+@pytest.mark.parametrize("last", [False, True], ids=["in mid-stream", "at the end"])
+async def test_what_a_listener_raises_is_its_own_and_ends_the_request(error: Exception, last: bool) -> None:
+    def listen(event: Any) -> None:
+        raise error
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + chunk(b'data: {"n":1}\n') + (chunk(b"data: [DONE]\n") + b"0\r\n\r\n" if last else b""))
+
+    async with serving(answer) as (server, http):
+        with pytest.raises(type(error), match="its own") as caught:
+            await stream(http, listen)
+        assert caught.value is error
+        if not last:
+            await asyncio.wait_for(server.left.wait(), 5)
+
+
 # --- what goes wrong ---------------------------------------------------------------------------------------------------------
 async def failure(http: Transport, *, seconds: float = 5.0, body: Any = None) -> EngineError:
     """The error of a call, which names server and call whatever it is."""

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from agentrl.engines.folders import tensors_of
 from agentrl.engines.sglang.fake import FakeSGLang, ToyModel, random_weights, save_adapter
 from agentrl.engines.sglang.weights import buckets, serialize
 
@@ -241,7 +242,7 @@ async def test_update_without_a_pause_waits_for_the_running_request(http: aiohtt
 
 
 async def test_tensor_updates_need_a_session(http: aiohttp.ClientSession) -> None:
-    payload = serialize(next(buckets(random_weights(1), 1 << 20)))
+    payload = serialize(next(buckets(tensors_of(random_weights(1)), 1 << 20)))
     update = {"serialized_named_tensors": [payload], "weight_version": "t1"}
     assert (await post(http, "/update_weights_from_tensor", update))[0] == 400
     assert await post(http, "/begin_weight_update", {"selector": "all"}) == (200, {"success": True, "message": "Success"})
@@ -305,7 +306,7 @@ async def test_model_path_is_that_of_the_folder_loaded_last(http: aiohttp.Client
 
 
 def tensors(**named: Any) -> dict[str, Any]:
-    return {"serialized_named_tensors": [serialize(next(buckets(named, 1 << 20)))], "weight_version": "t1"}
+    return {"serialized_named_tensors": [serialize(next(buckets(tensors_of(named), 1 << 20)))], "weight_version": "t1"}
 
 
 async def test_unknown_names_are_passed_over_and_tensors_not_given_stay(fake: FakeSGLang, http: aiohttp.ClientSession) -> None:

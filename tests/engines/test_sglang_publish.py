@@ -321,3 +321,40 @@ async def test_pause_whose_answer_is_lost_leaves_nothing_paused(fake: FakeSGLang
         with pytest.raises(EngineError, match=r"/pause_generation had no answer within 0\.3 s"):
             await engine.pause()
         assert len((await engine.generate(ask())).ids) == 4
+
+
+async def test_publish_that_fails_and_cannot_resume_tells_both(fake: FakeSGLang) -> None:
+    async with client(fake) as engine:
+        fake.fail("/update_weights_from_tensor", "500")
+        fake.fail("/continue_generation", "500", times=2)
+        both = "/update_weights_from_tensor answered 500.* and then it did not resume: .*/continue_generation answered 500"
+        with pytest.raises(EngineError, match=both):
+            await engine.publish("policy", random_weights(1), ONE)
+        await engine.publish("policy", random_weights(1), ONE)
+        assert len((await engine.generate(ask())).ids) == 4
+
+
+async def test_publish_into_a_folder_that_is_not_there_is_refused_and_the_engine_serves_on(fake: FakeSGLang) -> None:
+    async with client(fake, weights="disk", exchange="/no/such/folder") as engine:
+        with pytest.raises(UserError, match="no folder can be made below exchange='/no/such/folder'"):
+            await engine.publish("policy", random_weights(1), ONE)
+        assert len((await engine.generate(ask())).ids) == 4
+
+
+async def test_error_of_no_class_of_ours_reaches_the_publisher_alone(fake: FakeSGLang, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*given: Any) -> None:
+        raise OSError("no space left on device")
+
+    async with client(fake) as engine:
+        monkeypatch.setattr(engine, "_load", full)
+        with pytest.raises(OSError, match="no space left"):
+            await engine.publish("policy", random_weights(1), ONE)
+        assert len((await engine.generate(ask())).ids) == 4
+
+
+async def test_folder_is_told_by_its_absolute_path(fake: FakeSGLang, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with client(fake) as engine:
+        with pytest.raises(EngineError):
+            await engine.publish("policy", {"path": "new"}, ONE)
+    assert sent(fake, "/update_weights_from_disk")[0]["model_path"] == str(tmp_path / "new")

@@ -87,7 +87,7 @@ async def test_reply_cut_in_mid_stream_goes_on_when_its_tokens_are_forced(engine
         ("drop", "POST /generate failed.*check that the server runs", True),
         ("garbage", "no JSON.*proxy", False),
         ("500", "answered 500", True),
-        ("never", r"had not ended after 0\.3 s", True),
+        ("never", r"had no answer within 0\.3 s", True),
     ],
 )
 async def test_broken_stream_is_an_error_that_names_it(fake: FakeSGLang, kind: Any, message: str, retryable: bool) -> None:
@@ -101,7 +101,7 @@ async def test_broken_stream_is_an_error_that_names_it(fake: FakeSGLang, kind: A
 
 async def test_stream_that_drips_on_ends_at_its_deadline() -> None:
     async with FakeSGLang(token_s=0.05) as fake, SGLangEngine(fake.url, vocab_size=320, seconds=Seconds(request=0.3)) as engine:
-        with pytest.raises(EngineError, match=r"had not ended after 0\.3 s"):
+        with pytest.raises(EngineError, match=r"had no answer within 0\.3 s"):
             await engine.generate(ask(sampling=Sampling(max_tokens=100), on_tokens=Told()))
         while fake.scheduler.runs:  # noqa: ASYNC110 - the fake runs in this loop and has nothing to wait for
             await asyncio.sleep(0)

@@ -85,6 +85,20 @@ async def test_ids_and_sampling_are_sent_as_the_route_has_them(fake: FakeVLLM, e
     }  # fmt: skip
 
 
+async def test_on_a_cpu_a_tied_model_is_refused_and_no_seed_is_sent_where_prompts_are_cut() -> None:
+    for chunked in (True, False):
+        async with FakeVLLM(device="cpu", chunked=chunked) as fake:
+            config = fake.folder / "config.json"
+            told = json.loads(config.read_text())
+            config.write_text(json.dumps(told | {"tie_word_embeddings": True}))
+            with pytest.raises(UserError, match=r"keep the old one when weights change; serve a copy: python -m agentrl"):
+                await VLLMEngine(fake.url).__aenter__()
+            config.write_text(json.dumps(told | {"tie_word_embeddings": False}))
+            async with VLLMEngine(fake.url) as engine:
+                await engine.generate(request())
+            assert ("seed" in last_body(fake)["sampling_params"]) is not chunked
+
+
 async def test_logprobs_at_says_where_the_mask_is(engine: VLLMEngine) -> None:
     told = {
         "none": Sampling(0.7, max_tokens=2),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.engines.launch import Command, Server, sglang_command, vllm_command
+from agentrl.engines.vllm.untied import untied
 from agentrl.transformer.tiny import make_tiny_model
 from tests.engines_real.environment import python_of
 
@@ -41,7 +42,8 @@ def sglang_url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def vllm_url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = vllm_command(model, python=python_of("vllm"), args=("--max-model-len", str(CONTEXT)))
+    copy = untied(model, tmp_path_factory.mktemp("models") / "untied")
+    command = vllm_command(copy, python=python_of("vllm"), args=("--max-model-len", str(CONTEXT)))
     with served(command, tmp_path_factory.mktemp("logs")) as url:
         yield url
 

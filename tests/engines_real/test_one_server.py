@@ -33,9 +33,12 @@ async def test_the_server_holds_the_contract(make: Callable[[], SGLangEngine | V
     assert len(held) == 39
 
 
-async def test_the_server_and_the_local_engine_give_the_same_logprobs(
+async def test_the_server_and_the_local_engine_give_the_same_logprobs_after_every_publish(
     make: Callable[[], SGLangEngine | VLLMEngine], model: Path
 ) -> None:
+    given = [perturbed(model)(1), perturbed(model)(2), load_weights(model)]
     async with LocalEngine(model, threads=1) as local, make() as server:
-        await server.publish("policy", load_weights(model), Version("same", "policy", 1, "00000001"))
-        assert await check_same(local, server, prompts=4, tokens=32, atol=SAME) <= SAME
+        for step, weights in enumerate(given):
+            for engine in (local, server):
+                await engine.publish("policy", weights, Version("same", "policy", step, f"0000000{step}"))
+            assert await check_same(local, server, prompts=4, tokens=32, atol=SAME) <= SAME

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,9 +33,7 @@ RANK = 4
 
 @pytest.fixture(scope="module")
 def lora_url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = sglang_command(model, python=python_of("sglang"), args=LORA)
-    environment = {**command.environment, "PYTHONPATH": str(Path(__file__).parent / "unpinned")}
-    with served(replace(command, environment=environment), tmp_path_factory.mktemp("logs")) as url:
+    with served(sglang_command(model, python=python_of("sglang"), args=LORA), tmp_path_factory.mktemp("logs")) as url:
         yield url
 
 

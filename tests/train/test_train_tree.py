@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,11 @@ from agentrl import UserError, train
 from agentrl.config import apply_settings
 from agentrl.credit import Forest, assign, to_batch
 from agentrl.credit.compare import read_steps
+from agentrl.credit.tree import shared
 from agentrl.engines.scripted import Scripted
+from agentrl.episode import Group
 from agentrl.evaluate import replay
+from agentrl.exchange import entries_of, import_episodes
 from agentrl.learning.packing import plan
 from agentrl.learning.rows import to_rows, trace
 from agentrl.run import Run
@@ -28,6 +30,41 @@ from tests.train.small import small
 
 TREE = ["credit=tree_grpo", "rollout=random_tree", "rollout.trees=2", "rollout.expand=2"]
 ENTROPY = ["credit=arpo_agentic", "credit.shared=hard", "rollout=entropy_tree", "rollout.size=6", "rollout.initial=3"]
+
+
+@pytest.fixture(scope="module")
+def monte_carlo(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    settings = ["credit=spo_chain", "rollout=monte_carlo", "rollout.cuts=2", "rollout.continuations=2"]
+    experiment = tree_experiment(warm, settings)
+    out = tmp_path_factory.mktemp("spo") / "run"
+    asyncio.run(train(experiment, out=out, sinks=[]))
+    return experiment, out
+
+
+def test_continuations_begin_with_the_chains_tokens_and_only_chains_are_trained(monte_carlo: Any) -> None:
+    experiment, out = monte_carlo
+    inside = trained = 0
+    with Run.find(out).store(read_only=True) as store:
+        for groups in read_steps(store, EpisodeFilter(split="train"), tokens=True):
+            for group in groups:
+                assert len(group.finished) == 10
+                by_id = {episode.id: episode for episode in group.episodes}
+                for fork in (episode for episode in group.episodes if episode.fork_of):
+                    parent = by_id[fork.fork_of]
+                    turn = fork.turns[shared(fork, parent)]
+                    inside += turn.forced > 0
+                    kept = parent.by_id[turn.id].sampled_ids[: turn.forced]
+                    assert turn.sampled_ids[: turn.forced].tolist() == kept.tolist()
+                    own = fork.turns[shared(fork, parent) :]
+                    assert fork.ledger.sampled_tokens == sum(len(each.sampled_ids) - each.forced for each in own)
+            batch, credit = assign(groups, experiment.credit)
+            rows = to_rows(batch, credit, "searcher")
+            assert rows and all(row.episode.fork_of is None for row in rows)
+            trained += sum(bool(np.any(turn.advantage)) for row in rows for turn in row.trained)
+        names = [head.id for head in store.heads(EpisodeFilter(step=0))]
+    assert inside > 0 and trained > 0
+    for name in names:
+        assert asyncio.run(replay(experiment, out, name)).differences == ()
 
 
 def tree_experiment(warm: Path, settings: list[str], **changes: Any) -> Any:
@@ -124,6 +161,20 @@ def test_each_leaf_replays_to_the_bit(trained: Any, steps: Any) -> None:
         assert replayed.differences == () and replayed.again.ledger == replayed.stored.ledger
 
 
+def test_a_tree_comes_out_of_another_store_as_it_was(trained: Any, tmp_path: Path) -> None:
+    with Run.find(trained[1]).store(read_only=True) as store:
+        entries = list(entries_of(store))
+    with SQLiteStore(tmp_path / "other.db") as store:
+        import_episodes(store, entries)
+        store.flush_sync()
+        found = list(store.episodes())
+    assert [(e.id, e.fork_of, e.ledger, e.reward) for e in found] == [
+        (e.episode.id, e.episode.fork_of, e.episode.ledger, e.episode.reward) for e in entries
+    ]
+    wanted, got = (to_batch([Group("g", None, tuple(each), 1)]) for each in ([e.episode for e in entries], found))
+    assert all((one == other).all() for one, other in zip(Forest.of(wanted).paths, Forest.of(got).paths, strict=True))
+
+
 def test_a_tree_cut_off_goes_on_to_the_same_leaves(warm: Path, tmp_path: Path) -> None:
     experiment = tree_experiment(warm, TREE)
     task = experiment.tasks[0]
@@ -143,8 +194,14 @@ def test_a_tree_cut_off_goes_on_to_the_same_leaves(warm: Path, tmp_path: Path) -
     again = asyncio.run(sample("b.db", None))
     third = asyncio.run(sample("b.db", None))
     for one, other, read in zip(whole, again, third, strict=True):
-        assert (one.id, one.fork_of, one.fork_cut) == (other.id, other.fork_of, other.fork_cut) == (read.id, read.fork_of, read.fork_cut)
-        assert [turn.digest for turn in one.turns] == [turn.digest for turn in other.turns] == [turn.digest for turn in read.turns]
+        assert (
+            (one.id, one.fork_of, one.fork_cut)
+            == (other.id, other.fork_of, other.fork_cut)
+            == (read.id, read.fork_of, read.fork_cut)
+        )
+        assert (
+            [turn.digest for turn in one.turns] == [turn.digest for turn in other.turns] == [turn.digest for turn in read.turns]
+        )
 
 
 def test_what_a_run_lacks_is_refused_before_the_first_token(warm: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from agentrl.engines.fleet.router import Router
 from agentrl.engines.fleet.transport import SESSION, FleetTransport, Member
 from agentrl.engines.http import Transport
 from agentrl.engines.launch import Command, Server, Servers
+from agentrl.engines.replies import no_tokens
 from agentrl.engines.serving import Seconds
 from agentrl.engines.sglang import SGLangEngine
-from agentrl.engines.sglang.wire import no_tokens
 from agentrl.episode import Version
 from agentrl.errors import AgentRLError, EngineAborted, EngineError, UserError
 

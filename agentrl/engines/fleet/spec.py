@@ -33,6 +33,7 @@ def open_fleet(spec: SGLang, policy: str, model: Path) -> SGLangFleet:
     ]
     logs = Path(spec.logs or tempfile.mkdtemp(prefix="agentrl-engines-"))
     log.info("logs of the engine's servers go to %s", logs)
+    weights = spec.weights or ("disk" if spec.launch else "tensors")
     return SGLangFleet(
-        commands or spec.urls, logs=logs, policy=policy, model=model, weights=spec.weights or ("disk" if spec.launch else "tensors"), exchange=spec.exchange
+        commands or spec.urls, logs=logs, policy=policy, model=model, weights=weights, exchange=spec.exchange
     )  # fmt: skip

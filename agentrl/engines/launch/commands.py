@@ -19,7 +19,7 @@ SGLANG_ON_CPU = (
     "--disable-cuda-graph", "--dtype", "float32", "--mem-fraction-static", "0.1", "--max-total-tokens", "20000",
     "--skip-server-warmup", "--sleep-on-idle",
 )  # fmt: skip
-VLLM_ON_CPU = ("--dtype", "float32", "--enforce-eager")
+VLLM_ON_CPU = ("--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill")
 ONE_THREAD = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-import aiohttp
-
+from agentrl.engines.http import Transport
 from agentrl.engines.launch import guard
 from agentrl.errors import EngineError, unwrapped
 
@@ -22,6 +21,7 @@ log = logging.getLogger(__name__)
 
 TAIL_BYTES = 3000
 ASK_AGAIN_S = 0.2
+ANSWER_S = 5.0
 TELL_EVERY_S = 10.0
 
 
@@ -102,8 +102,10 @@ class Server:
     async def _answers(self, process: asyncio.subprocess.Process) -> None:
         name, loop = self.command.name, asyncio.get_running_loop()
         started = told = loop.time()
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            while not await _serves(session, self.command.url + self.command.ready):
+        http = Transport(name, self.command.url, connect_s=ANSWER_S)
+        await http.open()
+        try:
+            while not await _serves(http, self.command.ready):
                 now = loop.time()
                 if process.returncode is not None:
                     raise self._failed(
@@ -115,6 +117,8 @@ class Server:
                     told = now
                     log.info("%s is starting since %.0f s; its log is %s", name, now - started, self.log)
                 await asyncio.sleep(ASK_AGAIN_S)
+        finally:
+            await http.close()
         log.info("%s serves at %s after %.1f s", name, self.command.url, loop.time() - started)
 
     def _failed(self, how: str) -> EngineError:
@@ -155,9 +159,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _serves(session: aiohttp.ClientSession, url: str) -> bool:
+async def _serves(http: Transport, path: str) -> bool:
     try:
-        async with session.get(url) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, TimeoutError, OSError):
+        return (await http.reply("GET", path, deadline=asyncio.timeout(ANSWER_S), seconds=ANSWER_S)).status == 200
+    except EngineError:
         return False

@@ -8,14 +8,13 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agentrl.engines.contract import Weights
-from agentrl.engines.http import Refused
-from agentrl.engines.sglang.weights import Call
+from agentrl.engines.folders import adapter_config, adapter_in
+from agentrl.engines.http import Call, Refused
 from agentrl.episode import Version
-from agentrl.errors import EngineError, UserError
+from agentrl.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +51,9 @@ class Adapters:
 
     async def publish(self, policy: str, weights: Weights, version: Version) -> None:
         """Requests that begin from now on have the new adapter."""
-        path = weights["path"] if set(weights) == {"path"} else None
-        if not isinstance(path, str | Path):
-            raise UserError(f'policy {policy!r} is an adapter; publish {{"path": folder with adapter_config.json}}')
-        await asyncio.to_thread(_check_folder, Path(path))
+        path = adapter_in(weights, policy)
+        if await asyncio.to_thread(path.is_dir):  # one that is not seen from here the server may see
+            await asyncio.to_thread(adapter_config, path)
         self._number += 1
         name = f"{version}~{self._nonce}.{self._number}"
         try:
@@ -92,11 +90,6 @@ class Adapters:
             await self._call("POST", "/unload_lora_adapter", {"lora_name": name})
         except EngineError as error:  # it costs memory there, and nothing else
             log.warning("%s", error)
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir() and not (folder / "adapter_config.json").is_file():  # one that is not seen from here the server may see
-        raise UserError(f"{str(folder)!r} is no adapter's folder: it has no adapter_config.json; write it as peft does")
 
 
 def _reason(error: Refused) -> str:

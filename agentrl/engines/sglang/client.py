@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,20 @@ from agentrl.engines.contract import (
     Scores,
     Weights,
 )
-from agentrl.engines.http import Body
+from agentrl.engines.folders import path_in, shapes_in, shapes_of, tensors_of
+from agentrl.engines.http import Body, Transport
+from agentrl.engines.replies import no_tokens
 from agentrl.engines.serving import Running, Seconds, ServerEngine
 from agentrl.engines.sglang import wire
 from agentrl.engines.sglang.adapters import Adapters
 from agentrl.engines.sglang.greeting import KNOWN_VERSIONS, Server, greet
 from agentrl.engines.sglang.group import UpdateGroup
-from agentrl.engines.sglang.stream import EventTransport
 from agentrl.engines.sglang.weights import Update, Way, send_by_disk, send_by_group, send_folder, send_tensors
-from agentrl.engines.vllm.weights import headers, shapes_of
-from agentrl.episode import EMPTY_LOGPROBS, Version
+from agentrl.episode import Version
 from agentrl.errors import EngineError, UserError
 
 DIES_OF = "it exits on a token id outside its vocabulary, on weights of other shapes and on a payload that it blocks"
 TOO_LONG = ("context length", "longer than", "maximum allowed length")
-SCORE_TRIES = 4
 
 
 class SGLangEngine(ServerEngine):
@@ -71,8 +70,8 @@ class SGLangEngine(ServerEngine):
         known_versions: frozenset[str] = KNOWN_VERSIONS,
     ) -> None:
         seconds = seconds or Seconds()
-        self._stream = EventTransport("SGLang", url, connect_s=seconds.connect, api_key=api_key, dies_of=DIES_OF)
-        super().__init__(self._stream, (policy, *adapters), seconds)
+        http = Transport("SGLang", url, connect_s=seconds.connect, api_key=api_key, dies_of=DIES_OF)
+        super().__init__(http, (policy, *adapters), seconds)
         self._policy, self._model, self._vocab_size, self._known_versions = policy, model, vocab_size, known_versions
         self._way, self._bucket_bytes, self._exchange, self._host = weights, bucket_bytes, exchange, host
         self._memory_saver = memory_saver
@@ -101,33 +100,27 @@ class SGLangEngine(ServerEngine):
         prompt, new = self._admissible(request)
         wire.check_mask(request, self._greeted.widest_mask)
         if not await self._entered(request.id):
-            return wire.no_tokens(prompt)
+            return no_tokens(prompt)
         async with self._weights_of(request.policy) as (adapter, told):
             body = wire.generate_body(request, prompt, new, self._cache_key, adapter)
             reader = wire.Reader(request, len(prompt), told, self._name, self.info.vocab_size)
             if request.on_tokens is not None and self.info.offers.streaming:
-                return await self._request(request.id, lambda running: self._streamed(running, body, reader), TOO_LONG)
+                stream = wire.Stream(reader, request.on_tokens)
+                await self._send(request.id, body, stream)
+                return stream.generation()
             generation = reader.generation(await self._send(request.id, body))
         if request.on_tokens is not None:
             request.on_tokens(generation.ids, generation.logprobs)
         return generation
 
-    async def score(self, request: ScoreRequest) -> Scores:
-        """See `Engine.score`: no token is sampled. Scores that new weights overtook are asked for again, of the new ones."""
-        if not self._scorable(request):
-            return Scores(EMPTY_LOGPROBS, self.version(request.policy))
-        for _ in range(SCORE_TRIES):
-            await self._scored(request)
-            async with self._weights_of(request.policy) as (adapter, told):
-                updates = self._updates
-                reply = await self._send(request.id, wire.score_body(request, self._cache_key, adapter))
-                if self._updates == updates:
-                    logprobs, text = wire.read_scores(request, reply, self._name, self.info.vocab_size)
-                    return Scores(logprobs, told.of(text))
-        raise EngineError(
-            f"{self._name}: new weights came {SCORE_TRIES} times while {request.id!r} was being scored; publish less often",
-            retryable=True,
-        )
+    async def _score_there(self, request: ScoreRequest) -> Scores | None:
+        async with self._weights_of(request.policy) as (adapter, told):
+            updates = self._updates
+            reply = await self._send(request.id, wire.score_body(request, self._cache_key, adapter))
+            if self._updates != updates:
+                return None
+            logprobs, text = wire.read_scores(request, reply, self._name, self.info.vocab_size)
+            return Scores(logprobs, told.of(text))
 
     async def release_memory(self) -> None:
         """See `Colocated.release_memory`. The server would exit if requests held its cache: pause with "retract" before."""
@@ -165,31 +158,21 @@ class SGLangEngine(ServerEngine):
         async with self._adapters.use(policy, leave) as adapter:
             yield adapter.name, wire.AdapterVersion(adapter.version, self._greeted.weight_version, self._name)
 
-    async def _send(self, request_id: str, body: Body) -> Any:
+    async def _send(self, request_id: str, body: Body, stream: wire.Stream | None = None) -> Any:
+        """The whole reply, or the stream told of all its events."""
+
         async def send(running: Running) -> Any:
-            return await self._http.call(
-                "POST", "/generate", {**body, "rid": running.rid}, deadline=running.deadline, seconds=self._seconds.request
+            named = {**body, "rid": running.rid}
+            if stream is None:
+                return await self._http.call(
+                    "POST", "/generate", named, deadline=running.deadline, seconds=self._seconds.request
+                )
+            named["stream"] = True
+            return await self._http.stream(
+                "/generate", named, stream.event, deadline=running.deadline, seconds=self._seconds.request
             )
 
         return await self._request(request_id, send, TOO_LONG)
-
-    async def _streamed(self, running: Running, body: Body, reader: wire.Reader) -> Generation:
-        """The reply, told piece by piece."""
-        told = 0
-        chunk: Any = None
-        events = self._stream.events(
-            "/generate", {**body, "rid": running.rid, "stream": True}, deadline=running.deadline, seconds=self._seconds.request
-        )
-        async with aclosing(events):
-            async for chunk in events:
-                ids, logprobs = reader.piece(chunk, told)
-                told += len(ids)
-                if len(ids) and reader.request.on_tokens is not None:
-                    reader.request.on_tokens(ids, logprobs)
-        generation = reader.generation(chunk)
-        if len(generation.ids) != told:
-            raise EngineError(f"{self._name}: POST /generate streamed {told} tokens, but its reply has {len(generation.ids)}")
-        return generation
 
     async def _request(self, request_id: str, send: Callable[[Running], Awaitable[Any]], too_long: Sequence[str]) -> Any:
         if self._released:
@@ -282,32 +265,30 @@ class SGLangEngine(ServerEngine):
 
     async def _change(self, update: Update, weights: Weights) -> None:
         server = self._greeted
-        path = weights["path"] if set(weights) == {"path"} else None
-        if isinstance(path, str | Path):
-            await asyncio.to_thread(self._check, Path(path))
-            await send_folder(update, path)
+        folder = path_in(weights)
+        if folder is not None:
+            await asyncio.to_thread(self._check_folder, folder)
+            await send_folder(update, folder)
             return
-        await asyncio.to_thread(self._check, weights)
+        tensors = tensors_of(weights)
+        if server.model is not None:
+            server.model.check(shapes_of(tensors), "what was published")
         if self._way == "disk":
-            await send_by_disk(update, weights, self._exchange)
+            await send_by_disk(update, tensors, self._exchange)
         elif self._way == "tensors":
-            await send_tensors(update, weights, self._bucket_bytes, server.ranks)
+            await send_tensors(update, tensors, self._bucket_bytes, server.ranks)
         else:
             self._group = self._group or UpdateGroup(
                 self._name, self._call, host=self._host, device=server.device, ranks=server.ranks,
                 join_s=self._seconds.control, seconds=self._seconds.publish,
             )  # fmt: skip
-            await send_by_group(update, weights, self._bucket_bytes, self._group)
+            await send_by_group(update, tensors, self._bucket_bytes, self._group)
 
-    def _check(self, weights: Weights | Path) -> None:
-        """`UserError` for weights of another model, as far as this side can see the server's; it would exit of them."""
+    def _check_folder(self, folder: Path) -> None:
+        """`UserError` for weights of another model, as far as this side can see them; the server would exit of them."""
         model = self._greeted.model
-        if model is None or not model.shapes:
-            return
-        if not isinstance(weights, Path):
-            model.check(shapes_of(weights), "what was published")
-        elif weights.is_dir():
-            model.check(headers(weights), str(weights))
+        if model is not None and model.shapes and folder.is_dir():
+            model.check(shapes_in(folder), str(folder))
 
     async def _resume(self) -> None:
         if self._released:

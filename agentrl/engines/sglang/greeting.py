@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from agentrl.engines.http import Refused
-from agentrl.engines.sglang.weights import Call
-from agentrl.engines.vllm.weights import Served
+from agentrl.engines.folders import ModelFolder, adapter_config, vocab_size_of
+from agentrl.engines.http import Call, Refused
 from agentrl.errors import EngineError, UserError
 
 KNOWN_VERSIONS = frozenset({"0.5.23"})
@@ -37,7 +36,7 @@ class Server:
     """They outlast a release of its memory."""
     streams: bool
     widest_mask: int
-    model: Served | None
+    model: ModelFolder | None
     """Its model's folder, where that is seen from here."""
 
 
@@ -80,7 +79,7 @@ async def greet(
             weight_version=said["weight_version"],
             # A prompt longer than max_req_input_len is refused, though it fits the model.
             max_context=min(int(models["data"][0]["max_model_len"]), int(info["max_req_input_len"]) + 1),
-            vocab_size=vocab_size or cast(Served, served).vocab_size,
+            vocab_size=vocab_size or cast(ModelFolder, served).vocab_size,
             ranks=int(info["tp_size"]),
             device=info["device"],
             deterministic=bool(info["enable_deterministic_inference"]),
@@ -97,21 +96,20 @@ async def greet(
 
 def _base_of(folder: Path) -> Path:
     """The folder itself, or the base of the adapter in it."""
-    file = folder / "adapter_config.json"
-    if (folder / "config.json").is_file() or not file.is_file():
+    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
         return folder
-    return Path(json.loads(file.read_text())["base_model_name_or_path"])
+    return Path(adapter_config(folder)["base_model_name_or_path"])
 
 
-def _read_folder(folder: Path) -> Served | None:
-    """None for a folder that is not seen from here, or holds no safetensors."""
-    if not (folder / "config.json").is_file():
+def _read_folder(folder: Path) -> ModelFolder | None:
+    """None for a folder that is not seen from here; without its shapes for one that holds no safetensors."""
+    file = folder / "config.json"
+    if not file.is_file():
         return None
     try:
-        return Served.read(folder)
+        return ModelFolder.read(folder)
     except UserError:
-        config = json.loads((folder / "config.json").read_text())
-        return Served(int((config if "vocab_size" in config else config["text_config"])["vocab_size"]), {}, tied=False)
+        return ModelFolder(vocab_size_of(json.loads(file.read_text())), {}, tied=False)
 
 
 def _compare_model(name: str, said: Any, folder: Path) -> None:

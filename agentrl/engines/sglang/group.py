@@ -9,15 +9,14 @@ import asyncio
 import datetime
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agentrl.engines.http import Call
 from agentrl.errors import EngineError, describe
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    Call = Callable[..., Coroutine[Any, Any, Any]]
 
 POLL_S = 0.001
 GRACE_S = 2.0

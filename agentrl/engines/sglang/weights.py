@@ -5,21 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import pickle
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-
-from agentrl.engines.contract import Weights
-from agentrl.engines.http import Refused
+from agentrl.engines.folders import written
+from agentrl.engines.http import Call, Refused
 from agentrl.engines.sglang.group import UpdateGroup
-from agentrl.engines.vllm.weights import save
-from agentrl.errors import AgentRLError, EngineError, UserError
+from agentrl.errors import AgentRLError, EngineError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,15 +23,8 @@ Way: TypeAlias = Literal["tensors", "disk", "group"]
 """How tensors go: pickled over HTTP (crosses machines; one copy in the server's memory), as a safetensors file in a folder that
 the server sees too, or broadcast by a process group (NCCL or gloo; the fastest between GPUs)."""
 
+Tensors: TypeAlias = "Mapping[str, Tensor]"
 Bucket: TypeAlias = "list[tuple[str, Tensor]]"
-
-
-class Call(Protocol):
-    """One call of the server's API."""
-
-    async def __call__(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float | None = None
-    ) -> Any: ...
 
 
 @dataclass(slots=True)
@@ -75,7 +63,7 @@ class Update:
             raise EngineError(f"{self.server}: the weight update did not succeed: {reply!r}")
 
 
-async def send_folder(update: Update, folder: str | Path) -> None:
+async def send_folder(update: Update, folder: Path) -> None:
     """A folder of safetensors that the server sees under the same path."""
     try:
         await update.change("/update_weights_from_disk", {"model_path": str(folder), "weight_version": update.version})
@@ -85,27 +73,23 @@ async def send_folder(update: Update, folder: str | Path) -> None:
         raise
 
 
-async def send_by_disk(update: Update, weights: Weights, exchange: str | Path | None) -> None:
+async def send_by_disk(update: Update, tensors: Tensors, exchange: str | Path | None) -> None:
     """Writes the tensors into a new folder below `exchange`, which is gone when the server has read it."""
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, "", "agentrl-weights-", exchange))
-    try:
-        await asyncio.to_thread(save, weights, folder)
+    async with written(tensors, exchange) as folder:
         await send_folder(update, folder)
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def send_tensors(update: Update, weights: Weights, bucket_bytes: int, ranks: int) -> None:
+async def send_tensors(update: Update, tensors: Tensors, bucket_bytes: int, ranks: int) -> None:
     """Bucket by bucket over HTTP, one copy for each rank of the server."""
 
     async def send(bucket: Bucket, last: Mapping[str, Any]) -> None:
         payload = await asyncio.to_thread(serialize, bucket)
         await update.change("/update_weights_from_tensor", {"serialized_named_tensors": [payload] * ranks, **last})
 
-    await _in_session(update, weights, bucket_bytes, send)
+    await _in_session(update, tensors, bucket_bytes, send)
 
 
-async def send_by_group(update: Update, weights: Weights, bucket_bytes: int, group: UpdateGroup) -> None:
+async def send_by_group(update: Update, tensors: Tensors, bucket_bytes: int, group: UpdateGroup) -> None:
     """Bucket by bucket: the server is told what comes, and takes part in the broadcast of it."""
     await group.join()
 
@@ -120,24 +104,22 @@ async def send_by_group(update: Update, weights: Weights, bucket_bytes: int, gro
         await group.broadcast([tensor for _, tensor in bucket], update.change("/update_weights_from_distributed", body))
 
     try:
-        await _in_session(update, weights, bucket_bytes, send)
+        await _in_session(update, tensors, bucket_bytes, send)
     except EngineError:
         await group.leave()  # broken, or no longer in step; the next publish joins a new one
         raise
 
 
 async def _in_session(
-    update: Update, weights: Weights, bucket_bytes: int, send: Callable[[Bucket, Mapping[str, Any]], Any]
+    update: Update, tensors: Tensors, bucket_bytes: int, send: Callable[[Bucket, Mapping[str, Any]], Any]
 ) -> None:
     """`send` for every bucket; the last one names the version."""
-    if not weights:
-        raise UserError('no weights to publish; pass tensors by name, or {"path": folder}')
     await update.begin()
     try:
-        sent, remaining = 0, buckets(weights, bucket_bytes)
+        sent, remaining = 0, buckets(tensors, bucket_bytes)
         while (bucket := await asyncio.to_thread(next, remaining, None)) is not None:
             sent += len(bucket)
-            await send(bucket, {"weight_version": update.version} if sent == len(weights) else {})
+            await send(bucket, {"weight_version": update.version} if sent == len(tensors) else {})
     except AgentRLError:
         with suppress(EngineError):  # what went wrong first tells more
             await update.end()
@@ -145,17 +127,12 @@ async def _in_session(
     await update.end()
 
 
-def buckets(weights: Weights, limit: int) -> Iterator[Bucket]:
+def buckets(tensors: Tensors, limit: int) -> Iterator[Bucket]:
     """The tensors in groups of at most `limit` bytes (a larger one stands alone), on the CPU, each with storage of its own."""
-    import torch
-
     bucket: Bucket = []
     size = 0
-    for name, value in weights.items():
-        tensor = torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f'weights[{name!r}] is a {type(value).__name__}; pass tensors by name, or {{"path": folder}}')
-        tensor = tensor.detach().cpu()
+    for name, given in tensors.items():
+        tensor = given.cpu()
         nbytes = tensor.numel() * tensor.element_size()
         if bucket and size + nbytes > limit:
             yield bucket

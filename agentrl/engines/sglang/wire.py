@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from agentrl.engines.contract import GenerateRequest, Generation, ScoreRequest
+from agentrl.engines.replies import is_greedy, told_version
 from agentrl.episode import (
-    EMPTY_IDS,
     Column,
     Finish,
     FloatArray,
     IntArray,
-    Sampling,
     Version,
     VersionSpan,
     digest_ids,
@@ -30,11 +29,6 @@ KEPT, MASK_LOGPROB = "kept", "mask_logprob"
 COLUMNS = frozenset({KEPT, MASK_LOGPROB})
 """`kept` (S, widest) int32: the ids that top-k and top-p kept, likeliest first, filled up with -1. `mask_logprob` (S,) float32:
 the token's log-prob under that mask. Forced tokens, for which nothing was drawn, have -1 and nan."""
-
-
-def is_greedy(sampling: Sampling) -> bool:
-    """Greedy requests give log-probs at temperature 1, whatever their temperature."""
-    return sampling.temperature == 0 or sampling.top_k == 1
 
 
 def check_mask(request: GenerateRequest, widest: int) -> None:
@@ -72,7 +66,7 @@ def generate_body(
     else:
         params["ignore_eos"] = True
     body = {
-        "input_ids": np.concatenate([prompt, request.forced]).tolist(),
+        "input_ids": np.concatenate([prompt, request.forced]),
         "sampling_params": params,
         "return_logprob": True,
         # The first entry of the answer is always null: the log-prob of token i is asked for from i - 1.
@@ -90,7 +84,7 @@ def generate_body(
 def score_body(request: ScoreRequest, cache_key: str, adapter: str | None = None) -> dict[str, Any]:
     """Nothing is sampled; the prompt's own log-probs come back, at temperature 1."""
     body = {
-        "input_ids": np.asarray(request.ids).tolist(),
+        "input_ids": token_ids(request.ids),
         "sampling_params": {"temperature": 0, "max_new_tokens": 0},
         "return_logprob": True,
         "logprob_start_len": request.start - 1,
@@ -117,12 +111,8 @@ class Versions:
     recomputed: Mapping[str, bool]
 
     def of(self, text: str) -> Version:
-        """A string that is no version of this policy (a server's start-up name) becomes step 0 of lineage `server`."""
-        try:
-            version = Version.parse(text)
-        except ValueError:
-            return Version("server", self.policy, 0, text)
-        return version if version.policy == self.policy and str(version) == text else Version("server", self.policy, 0, text)
+        """See `told_version`."""
+        return told_version(self.policy, text)
 
     def spans(self, recorded: Sequence[Mapping[str, Any]], forced: int, last: str, retractions: int) -> tuple[VersionSpan, ...]:
         """The server's spans count sampled tokens; forced ones stand before them and belong to the first."""
@@ -220,6 +210,32 @@ class Reader:
         return given if is_greedy(sampling) or sampling.temperature == 1 else unknown
 
 
+class Stream:
+    """Tells `on_tokens` what each event of a streamed reply adds; the last event is the whole reply."""
+
+    def __init__(self, reader: Reader, on_tokens: Callable[[IntArray, FloatArray], None]) -> None:
+        self._reader, self._on_tokens = reader, on_tokens
+        self._told = 0
+        self._last: Any = None
+
+    def event(self, event: Any) -> None:
+        """One event."""
+        self._last = event
+        ids, logprobs = self._reader.piece(event, self._told)
+        self._told += len(ids)
+        if len(ids):
+            self._on_tokens(ids, logprobs)
+
+    def generation(self) -> Generation:
+        """The reply, once the stream has ended."""
+        generation = self._reader.generation(self._last)
+        if len(generation.ids) != self._told:
+            raise EngineError(
+                f"{self._reader.server}: POST /generate streamed {self._told} tokens, but its reply has {len(generation.ids)}"
+            )
+        return generation
+
+
 def _is_abort(meta: Any) -> bool:
     return meta["finish_reason"] is not None and meta["finish_reason"]["type"] == "abort"
 
@@ -297,8 +313,3 @@ def read_scores(request: ScoreRequest, reply: Any, server: str, vocab_size: int)
         return read_logprobs(entries, ids, server, vocab_size - 1), meta["weight_version"]
     except (KeyError, TypeError, IndexError) as error:
         raise EngineError(f"{server}: POST /generate: the scores lack {error}; is its version a known one?") from error
-
-
-def no_tokens(prompt: IntArray) -> Generation:
-    """What a request gives that was aborted before the server saw it."""
-    return Generation(EMPTY_IDS, np.zeros(0, np.float32), (), "abort", digest_ids(prompt))

@@ -1,4 +1,4 @@
-"""A running vLLM server as an engine. Needs aiohttp; nothing of vLLM is imported."""
+"""A running vLLM server as an engine. Nothing of vLLM is imported."""
 
 from agentrl.engines.vllm.client import VLLMEngine
 

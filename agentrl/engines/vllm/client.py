@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +12,22 @@ from typing import Any
 import numpy as np
 
 from agentrl.engines.contract import EngineInfo, GenerateRequest, Generation, Offers, PauseMode, ScoreRequest, Scores, Weights
-from agentrl.engines.http import Body, Refused
-from agentrl.engines.serving import Running, Seconds, ServerEngine, StreamTransport
+from agentrl.engines.folders import (
+    ModelFolder,
+    adapter_config,
+    adapter_in,
+    path_in,
+    read_tensors,
+    shapes_in,
+    shapes_of,
+    tensors_of,
+    written,
+)
+from agentrl.engines.http import Body, Refused, Reply, Transport
+from agentrl.engines.replies import no_tokens
+from agentrl.engines.serving import Running, Seconds, ServerEngine
 from agentrl.engines.vllm import wire
-from agentrl.engines.vllm.weights import Served, absolute, adapter_rank, headers, save, shapes_of
-from agentrl.episode import EMPTY_LOGPROBS, FloatArray, IntArray, Version
+from agentrl.episode import FloatArray, IntArray, Version
 from agentrl.errors import EngineAborted, EngineError, UserError
 
 KNOWN_VERSIONS = frozenset({"0.32.0"})
@@ -27,7 +36,6 @@ KNOWN_VERSIONS = frozenset({"0.32.0"})
 DIES_OF = "a reload of weights that failed kills its engine at the next request"
 LOAD_ADAPTER, UNLOAD_ADAPTER = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 LOGPROBS_MODE = "processed_logprobs"
-SCORE_TRIES = 4
 TOO_LONG = ("maximum model length", "maximum context length")
 START = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model FOLDER --enable-scale-out "
@@ -35,10 +43,10 @@ START = (
 )
 
 
-class _Transport(StreamTransport):
-    def _parsed(self, method: str, path: str, status: int, raw: bytes) -> Any:
+class _Transport(Transport):
+    def parsed(self, method: str, path: str, reply: Reply) -> Any:
         """The routes for adapters tell their success in words, not in JSON."""
-        return None if status == 200 and path in (LOAD_ADAPTER, UNLOAD_ADAPTER) else super()._parsed(method, path, status, raw)
+        return None if reply.status == 200 and path in (LOAD_ADAPTER, UNLOAD_ADAPTER) else super().parsed(method, path, reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +89,12 @@ class VLLMEngine(ServerEngine):
         api_key: str = "",
         known_versions: frozenset[str] = KNOWN_VERSIONS,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"vLLM's URL must begin with http:// or https://, got {url!r}; such as http://127.0.0.1:8000")
         seconds = seconds or Seconds()
         http = _Transport("vLLM", url, connect_s=seconds.connect, api_key=api_key, dies_of=DIES_OF)
         super().__init__(http, (policy, *adapters), seconds)
         self._base, self._adapters = policy, frozenset(adapters)
-        self._vocab_size, self._folder, self._exchange = vocab_size, model, exchange
+        self._vocab_size, self._exchange = vocab_size, exchange
+        self._folder, self._seeds = Path(model or ""), True
         self._known_versions = known_versions
         self._told = wire.Versions(policy)
         self._names: dict[str, _Name] = {}
@@ -101,7 +108,7 @@ class VLLMEngine(ServerEngine):
         """See `Engine.generate`."""
         prompt, new = self._admissible(request)
         if not await self._entered(request.id):
-            return wire.no_tokens(prompt)
+            return no_tokens(prompt)
         version, name = self.version(request.policy), self._names[request.policy]
         told = None if request.policy in self._adapters else self._told
         given, stream = None, None
@@ -110,11 +117,11 @@ class VLLMEngine(ServerEngine):
                 try:
                     given = await self._forced_logprobs(request, prompt, name)
                 except EngineAborted:
-                    return wire.no_tokens(prompt)
+                    return no_tokens(prompt)
                 request.on_tokens(request.forced, given)
             stream = wire.Stream(request.on_tokens, self._name)
         with_forced = stream is None and len(request.forced) > 0 and self.info.offers.scoring
-        body = wire.generate_body(request, prompt, new, name.model, name.cache_key, with_forced=with_forced)
+        body = wire.generate_body(request, prompt, new, name.model, name.cache_key, with_forced=with_forced, seeds=self._seeds)
         reply = await self._send(request.id, body, stream)
         generation = wire.read_generation(request, len(prompt), reply, told, version, self._name, given)
         if request.on_tokens is not None and stream is None:
@@ -129,22 +136,16 @@ class VLLMEngine(ServerEngine):
         return wire.read_scores(asked, reply, self._name)[0]
 
     async def score(self, request: ScoreRequest) -> Scores:
-        """See `Engine.score`. Scores that new weights overtook are asked for again, of the new ones."""
+        """See `Engine.score`."""
         if not self.info.offers.scoring:
             raise UserError(f"{self._name} takes adapters, and cannot score: its engine dies of prompt log-probs in a batch")
-        if not self._scorable(request):
-            return Scores(EMPTY_LOGPROBS, self.version(request.policy))
-        for _ in range(SCORE_TRIES):
-            await self._scored(request)
-            name = self._names[request.policy]
-            reply = await self._send(request.id, wire.score_body(request, name.model, name.cache_key))
-            logprobs, text = wire.read_scores(request, reply, self._name)
-            if self._names[request.policy] is name:
-                return Scores(logprobs, self._told.of(text))
-        raise EngineError(
-            f"{self._name}: new weights came {SCORE_TRIES} times while {request.id!r} was being scored; publish less often",
-            retryable=True,
-        )
+        return await super().score(request)
+
+    async def _score_there(self, request: ScoreRequest) -> Scores | None:
+        name = self._names[request.policy]
+        reply = await self._send(request.id, wire.score_body(request, name.model, name.cache_key))
+        logprobs, text = wire.read_scores(request, reply, self._name)
+        return Scores(logprobs, self._told.of(text)) if self._names[request.policy] is name else None
 
     async def _send(self, request_id: str, body: Body, stream: wire.Stream | None = None) -> Any:
         """The whole reply."""
@@ -182,8 +183,11 @@ class VLLMEngine(ServerEngine):
             self._names = dict.fromkeys(self._policies, _Name(served if isinstance(served, str) else served[0]))
             self._max_rank = int(config["lora_config"]["max_lora_rank"]) if config["lora_config"] is not None else 0
             max_context = int(model["max_model_len"])
-            vocab_size = self._vocab_size or (await asyncio.to_thread(self._on_disk, model["model"])).vocab_size
-            self._folder = self._folder or model["model"]
+            if config["device_config"]["device"] == "cpu":
+                await self._greet_on_cpu(Path(model["model"]), bool(config["scheduler_config"]["enable_chunked_prefill"]))
+            if self._folder == Path():
+                self._folder = Path(model["model"])
+            vocab_size = self._vocab_size or (await asyncio.to_thread(ModelFolder.read, self._folder)).vocab_size
         except (KeyError, TypeError, IndexError) as error:
             raise EngineError(f"{self._name}: its info lacks {error}; is its version a known one?") from error
         if self._adapters and not self._max_rank:
@@ -195,6 +199,17 @@ class VLLMEngine(ServerEngine):
         return EngineInfo(f"vllm {found}", vocab_size, max_context, offers), {
             policy: wire.Versions(policy).of(started) for policy in self._policies
         }
+
+    async def _greet_on_cpu(self, folder: Path, chunked: bool) -> None:
+        """Two faults of 0.32.0 there: it packs a tied output matrix once, for all weights to come, and dies of a seeded request
+        whose prompt is computed in pieces."""
+        served = await asyncio.to_thread(ModelFolder.read, folder)
+        if served.tied and not self._adapters:
+            raise UserError(
+                f"{self._name} serves a model with a tied output matrix on a CPU, where it would keep the old one when weights "
+                f"change; serve a copy: python -m agentrl.engines.vllm.untied {folder} COPY"
+            )
+        self._folder, self._seeds = folder, not chunked
 
     async def _routes(self) -> bool:
         """Whether the token route is open; asked with an empty prompt, which is refused either way."""
@@ -213,9 +228,6 @@ class VLLMEngine(ServerEngine):
                 f"distribution that tokens are drawn from; start it with {START}"
             )
 
-    def _on_disk(self, server_path: str = "") -> Served:
-        return Served.read(Path(self._folder or server_path))
-
     # --- control -----------------------------------------------------------------------------------------------------------
     async def _abort_there(self, rid: str, seconds: float) -> None:
         await self._call("POST", "/abort_requests", {"request_ids": [wire.NAMED + rid]}, seconds=seconds)
@@ -231,15 +243,12 @@ class VLLMEngine(ServerEngine):
         await self._call("POST", "/resume")
 
     async def _load(self, policy: str, weights: Weights, version: Version) -> None:
-        path = weights["path"] if set(weights) == {"path"} else None
         if policy in self._adapters:
-            if not isinstance(path, str | Path):
-                raise UserError(f'policy {policy!r} is an adapter; publish {{"path": folder with adapter_config.json}}')
-            await self._load_adapter(policy, Path(path), version.step)
+            await self._load_adapter(policy, adapter_in(weights, policy), version.step)
             return
         if self._adapters:
             raise UserError(f"{policy!r} is the frozen base of {', '.join(sorted(self._adapters))}; publish to those")
-        await (self._load_folder(Path(path)) if isinstance(path, str | Path) else self._load_tensors(weights))
+        await self._load_base(weights)
         text = str(version)
         (self._told.recomputed.add if self._mode == "retract" else self._told.recomputed.discard)(text)
         await self._call("POST", "/update_weight_version", {"new_version": text})
@@ -249,40 +258,32 @@ class VLLMEngine(ServerEngine):
         self._names[policy] = _Name(self._names[policy].model)
         self._unsound = ""
 
-    async def _load_tensors(self, weights: Weights) -> None:
-        if not weights:
-            raise UserError('no weights to publish; pass tensors by name, or {"path": folder}')
-        served = await asyncio.to_thread(self._on_disk)
-        served.check(await asyncio.to_thread(shapes_of, weights), "what was published")
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, "", "agentrl-weights-", self._exchange))
-        try:
-            await asyncio.to_thread(save, weights, folder)
+    async def _load_base(self, weights: Weights) -> None:
+        folder = path_in(weights)
+        served = await asyncio.to_thread(ModelFolder.read, self._folder)
+        if folder is not None and served.holds_head_of(shapes := await asyncio.to_thread(shapes_in, folder)):
+            served.check(shapes, str(folder))
             await self._reload(folder)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    async def _load_folder(self, folder: Path) -> None:
-        served = await asyncio.to_thread(self._on_disk)
-        served.check(await asyncio.to_thread(headers, folder), str(folder))
-        await self._reload(folder)
+            return
+        tensors = served.with_head(tensors_of(weights if folder is None else await asyncio.to_thread(read_tensors, folder)))
+        served.check(shapes_of(tensors), "what was published")
+        async with written(tensors, self._exchange) as folder:
+            await self._reload(folder)
 
     async def _reload(self, folder: Path) -> None:
         """Until it is known to have worked, the server may serve a mixture, or be about to die."""
         self._unsound = f"it did not come to the end of loading {folder}, of which its engine dies"
-        body = {
-            "method": "reload_weights",
-            "kwargs": {"weights_path": absolute(folder)},
-            "timeout": self._seconds.publish,
-        }
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}, "timeout": self._seconds.publish}
         await self._call("POST", "/collective_rpc", body, seconds=self._seconds.publish)
 
     async def _load_adapter(self, policy: str, folder: Path, step: int) -> None:
         """Under a name of its own: loaded under the old one, it would change, and be changed back by, requests in flight."""
-        rank = await asyncio.to_thread(adapter_rank, folder)
+        rank = int((await asyncio.to_thread(adapter_config, folder))["r"])
+        await asyncio.to_thread(shapes_in, folder)
         if rank > self._max_rank:
             raise UserError(f"{folder} has rank {rank}; {self._name} takes up to {self._max_rank} (--max-lora-rank)")
         before, name = self._names[policy], _Name(f"{policy}-{step}-{secrets.token_hex(4)}")
-        body = {"lora_name": name.model, "lora_path": absolute(folder)}
+        body = {"lora_name": name.model, "lora_path": str(folder)}
         await self._call("POST", LOAD_ADAPTER, body, seconds=self._seconds.publish)
         self._names[policy] = name
         if before.model != self._names[self._base].model:

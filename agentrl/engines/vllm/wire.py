@@ -10,9 +10,9 @@ import numpy as np
 
 from agentrl.effect import derive_seed
 from agentrl.engines.contract import GenerateRequest, Generation, ScoreRequest
+from agentrl.engines.replies import is_greedy, told_version
 from agentrl.episode import (
     EMPTY_IDS,
-    EMPTY_LOGPROBS,
     Finish,
     FloatArray,
     IntArray,
@@ -31,25 +31,27 @@ NO_NUMBER = -9999.0
 """What the server writes for a log-prob of minus infinity or nan, neither of which JSON has."""
 
 
-def is_greedy(sampling: Sampling) -> bool:
-    """Greedy requests give log-probs at temperature 1, whatever their temperature."""
-    return sampling.temperature == 0 or sampling.top_k == 1
-
-
 def forced_exactly(sampling: Sampling) -> bool:
     """Whether the log-probs that the server has of given tokens, at temperature 1, are those of this sampling."""
     return is_greedy(sampling) or sampling.temperature == 1
 
 
 def generate_body(
-    request: GenerateRequest, prompt: IntArray, max_new: int, model: str, cache_key: str, *, with_forced: bool
+    request: GenerateRequest,
+    prompt: IntArray,
+    max_new: int,
+    model: str,
+    cache_key: str,
+    *,
+    with_forced: bool,
+    seeds: bool = True,
 ) -> dict[str, Any]:
     """Prompt and forced prefix go as input ids; `with_forced` asks for the log-probs of the latter. The model's own end-of-text
     ends nothing: stop ids do.
 
     The server cannot sample no token, so a reply whose tokens are all forced draws one, which `read_generation` drops.
     Its random numbers begin anew behind a forced prefix; a seed of its own for every length of it keeps them from being
-    those that drew the prefix.
+    those that drew the prefix. `seeds=False` sends none.
     """
     sampling = request.sampling
     params: dict[str, Any] = {
@@ -66,9 +68,11 @@ def generate_body(
         params |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
     if with_forced:
         params["prompt_logprobs"] = 0
+    if not seeds:
+        del params["seed"]
     return {
         "model": model,
-        "token_ids": np.concatenate([prompt, request.forced]).tolist(),
+        "token_ids": np.concatenate([prompt, request.forced]),
         "sampling_params": params,
         "return_token_ids": True,
         "cache_salt": cache_key,
@@ -78,7 +82,7 @@ def generate_body(
 def score_body(request: ScoreRequest, model: str, cache_key: str) -> dict[str, Any]:
     """The prompt's own log-probs, at temperature 1; one token is sampled and thrown away."""
     params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False, "ignore_eos": True}
-    ids = np.asarray(request.ids).tolist()
+    ids = token_ids(request.ids)
     return {"model": model, "token_ids": ids, "sampling_params": params, "return_token_ids": True, "cache_salt": cache_key}
 
 
@@ -90,12 +94,8 @@ class Versions:
     recomputed: set[str] = field(default_factory=set[str])
 
     def of(self, text: str) -> Version:
-        """A string that is no version of this policy (a server's start-up name) becomes step 0 of lineage `server`."""
-        try:
-            version = Version.parse(text)
-        except ValueError:
-            return Version("server", self.policy, 0, text)
-        return version if version.policy == self.policy and str(version) == text else Version("server", self.policy, 0, text)
+        """See `told_version`."""
+        return told_version(self.policy, text)
 
     def spans(self, recorded: Sequence[Mapping[str, Any]], forced: int, length: int) -> tuple[VersionSpan, ...]:
         """The server's spans count sampled tokens; forced ones stand before them and belong to the first.
@@ -169,10 +169,8 @@ class Stream:
         self._reply: dict[str, Any] = {"usage": {"prompt_tokens_details": None}, "prompt_logprobs": None}
 
     def event(self, event: Any) -> None:
-        """One event. An error that the server met on its way raises."""
+        """One event."""
         try:
-            if "error" in event:
-                raise EngineError(f"{self._server}: POST {GENERATE} broke off: {event['error']['message']}", retryable=True)
             if "prompt_token_ids" in event:
                 self._reply["prompt_token_ids"] = event["prompt_token_ids"]
             if event["usage"] is not None:
@@ -245,8 +243,3 @@ def read_scores(request: ScoreRequest, reply: Any, server: str) -> tuple[FloatAr
 def lacking(what: str, error: Exception, server: str) -> EngineError:
     """A reply of another shape than the known versions give."""
     return EngineError(f"{server}: POST {GENERATE}: {what} lacks {error}; is its version a known one?")
-
-
-def no_tokens(prompt: IntArray) -> Generation:
-    """What a request gives that was aborted before the server saw it."""
-    return Generation(EMPTY_IDS, EMPTY_LOGPROBS, (), "abort", digest_ids(prompt))

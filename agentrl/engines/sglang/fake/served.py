@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from agentrl.engines.contract import Engine, GenerateRequest, ScoreRequest
+from agentrl.engines.replies import is_greedy
 from agentrl.engines.sglang.fake.toy import Row, ToyModel, draw, gumbel, read_tensors, with_adapter
-from agentrl.engines.sglang.wire import is_greedy
 from agentrl.episode import Sampling, Version, token_ids
 from agentrl.errors import UserError
 

@@ -48,10 +48,13 @@ class FakeVLLM:
         scale_out: bool = True,
         dev_mode: bool = True,
         max_rank: int = 0,
+        device: str = "cuda",
+        chunked: bool = True,
     ) -> None:
         self.model = model or ToyModel.random()
         self._context, self._eos, self._token_s, self._version = context, eos, token_s, version
         self._logprobs_mode, self._scale_out, self._dev_mode, self._max_rank = logprobs_mode, scale_out, dev_mode, max_rank
+        self._device, self._chunked = device, chunked
         self.schedulers = {MODEL: self._scheduler(self.model, "default")}
         """By the name of the model or adapter that is asked for."""
         self.url = ""
@@ -181,9 +184,11 @@ class FakeVLLM:
             "logprobs_mode": self._logprobs_mode,
         }  # fmt: skip
         lora = {"max_lora_rank": self._max_rank, "max_loras": 1} if self._max_rank else None
-        return web.json_response(
-            {"vllm_config": {"model_config": model, "lora_config": lora}, "vllm_env": {}, "system_env": {}}
-        )
+        config = {
+            "model_config": model, "lora_config": lora, "device_config": {"device": self._device},
+            "scheduler_config": {"enable_chunked_prefill": self._chunked},
+        }  # fmt: skip
+        return web.json_response({"vllm_config": config, "vllm_env": {}, "system_env": {}})
 
     # --- generation --------------------------------------------------------------------------------------------------------
     async def _generate(self, request: web.Request) -> web.StreamResponse:
