@@ -63,7 +63,7 @@ class Publisher:
             return learner.weights()
         if self._experiment.by_name[name].lora is None:
             raise UserError(
-                f"policy {name!r} learns all its weights, and its engine serves adapters; Policy({name!r}, lora=16)"
+                f"policy {name!r} learns all its weights, but its engine serves adapters; Policy({name!r}, lora=16)"
             )
         folder = self._folder / name / f"step-{learner.version.step:06d}"
         await asyncio.to_thread(learner.save, folder)

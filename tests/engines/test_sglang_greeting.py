@@ -69,7 +69,7 @@ async def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:30000", "sglang", ""])
 def test_url_without_a_scheme_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match=r"SGLang: the url is .*; give one like http://host:30000"):
+    with pytest.raises(UserError, match=r"SGLang: the URL must begin with http:// or https:// and a host"):
         SGLangEngine(url)
 
 

@@ -110,7 +110,7 @@ def test_learning_again_over_the_recorded_batches_gives_the_same_weights(finishe
 def test_every_stored_episode_replays_without_a_model(finished: Any) -> None:
     result, _, experiment = finished
     with Run.find(result.run).store(read_only=True) as store:
-        ids = [head.id for head in store.heads()]
+        ids = [head.id for head in store.heads() if "+fork" not in head.id]  # another test forks here
     assert len(ids) == 6 * 2 * 4 + 3 * 4
     for name in ids:
         replayed = asyncio.run(replay(experiment, result.run, name))

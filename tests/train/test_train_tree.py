@@ -29,6 +29,7 @@ from agentrl.store.sqlite import SQLiteStore
 from tests.train.small import small
 
 TREE = ["credit=tree_grpo", "rollout=random_tree", "rollout.trees=2", "rollout.expand=2"]
+NESTED = ["credit=treepo", "rollout=random_tree", "rollout.trees=1", "rollout.expand=1", "rollout.rounds=5"]
 ENTROPY = ["credit=arpo_agentic", "credit.shared=hard", "rollout=entropy_tree", "rollout.size=6", "rollout.initial=3"]
 
 
@@ -71,7 +72,7 @@ def tree_experiment(warm: Path, settings: list[str], **changes: Any) -> Any:
     return apply_settings(small(warm, steps=3, eval_every=0, held_out=(), **changes), settings)
 
 
-@pytest.fixture(scope="module", params=[TREE, ENTROPY], ids=["random", "entropy"])
+@pytest.fixture(scope="module", params=[TREE, NESTED, ENTROPY], ids=["random", "nested", "entropy"])
 def trained(request: Any, warm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """Three batches of two tasks, six leaves each."""
     experiment = tree_experiment(warm, request.param)

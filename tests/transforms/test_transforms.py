@@ -168,7 +168,7 @@ def test_transforms_are_set_by_name_and_number():
     assert difference(older, experiment_json(plain)) == [], "a run of a version without transforms goes on"
     assert len(difference(older, experiment_json(one))) == 1
     for setting, said in [
-        ("transforms=nowhere", "there is no 'nowhere'; there is code_similarity"),
+        ("transforms=nowhere", "there is no 'nowhere'; there is "),
         ("transforms.1.alpha=0.3", "transforms has 1 values; give transforms.N.field=value with N from 0 to 0"),
         ("transforms.alpha=0.3", "transforms has 1 values"),
         ("transforms.0.beta=0.3", "CodeSimilarity has no field 'beta'"),
