@@ -80,10 +80,7 @@ class Clipped:
         since = gap if self.correction is None else logprobs - logprobs.detach()
         log_ratio = self._shared(since, entries).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratio = log_ratio.exp()
-        plain, clipped = -ratio * advantage, -ratio.clamp(1 - self.low, 1 + self.high) * advantage
-        losses = torch.maximum(plain, clipped)
-        if self.dual is not None:
-            losses = torch.where(advantage < 0, torch.minimum(losses, -self.dual * advantage), losses)
+        losses, clipped = self._losses(ratio, logprobs, advantage)
         corrected = None if self.correction is None else self.correction(gap, entries)
         if corrected is not None:
             losses = losses * corrected.weight
@@ -98,7 +95,7 @@ class Clipped:
             metrics = {
                 "ratio/mean": float(ratio.mean()),
                 "ratio/max": float(ratio.max()),
-                "clip/fraction": float((clipped > plain).double().mean()),
+                "clip/fraction": float(clipped.double().mean()),
                 "kl/k1": -float(gap.mean()),
                 "kl/k3": float(k3(logprobs, entries.behaviour.to(logprobs.dtype)).mean()),
                 "gap/mean": float(gap.abs().mean()),
@@ -112,6 +109,16 @@ class Clipped:
                 behind = self._shared(gap, entries).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
                 metrics |= {"ratio/mean": float(behind.mean()), "ratio/max": float(behind.max()), **corrected.metrics}
         return self._mean(losses, entries, None if corrected is None else corrected.kept), metrics
+
+    def _losses(self, ratio: Tensor, logprobs: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each token, and whether the clip changes it."""
+        import torch
+
+        plain, clipped = -ratio * advantage, -ratio.clamp(1 - self.low, 1 + self.high) * advantage
+        losses = torch.maximum(plain, clipped)
+        if self.dual is not None:
+            losses = torch.where(advantage < 0, torch.minimum(losses, -self.dual * advantage), losses)
+        return losses, clipped > plain
 
     def _shared(self, gap: Tensor, entries: Entries) -> Tensor:
         """The log-ratio of each token: its own, or the mean over its turn or row."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agentrl.errors import UserError
-from agentrl.objectives import NLL, Clipped, Entries
+from agentrl.objectives import CISPO, NLL, Clipped, Entries
 from agentrl.objectives.clipped import k3
 
 ROW = [0, 0, 0, 1, 2, 2]
@@ -164,3 +164,29 @@ def test_nll_is_the_weighted_mean_of_minus_log_p_and_ignores_behaviour():
     assert metrics["nll"] == pytest.approx(-sum(LOGPROBS) / 6)
     assert not NLL().needs_behaviour
     assert Clipped().needs_behaviour
+
+
+def test_cispo_weighs_the_gradient_of_every_token_by_the_clipped_ratio():
+    given = entries()
+    loss, metrics = CISPO(high=0.28)(given)
+    weights = [min(ratio, 1.28) for ratio in RATIOS]
+    losses = [-w * a * lp for w, a, lp in zip(weights, ADVANTAGE, LOGPROBS, strict=True)]
+    assert loss.item() == pytest.approx(weighted(losses, WEIGHT), abs=1e-12)
+    loss.backward()
+    expected = [-w * a * each / sum(WEIGHT) for w, a, each in zip(weights, ADVANTAGE, WEIGHT, strict=True)]
+    assert given.logprobs.grad.tolist() == pytest.approx(expected, abs=1e-12)
+    assert metrics["clip/fraction"] == pytest.approx(sum(ratio > 1.28 for ratio in RATIOS) / len(RATIOS))
+
+
+def test_cispo_and_clipped_have_one_gradient_on_policy():
+    grads = []
+    for objective in (CISPO(), Clipped()):
+        given = entries(behaviour=torch.tensor(LOGPROBS, dtype=torch.float64))
+        objective(given)[0].backward()
+        grads.append(given.logprobs.grad.tolist())
+    assert grads[0] == pytest.approx(grads[1], abs=1e-12)
+
+
+def test_cispo_has_no_dual_clip():
+    with pytest.raises(UserError, match=r"CISPO has no dual clip, got dual=3\.0"):
+        CISPO(dual=3.0)
