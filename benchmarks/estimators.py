@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/estimators.py [--groups 64] [--members 16] [--turns 20] [--times 5]
 
-The batch is made before the clock runs. The floor is one mean a group over the turns' rewards. An estimator that needs what this
-batch does not hold (trees, probes, values) says so. Times are the best of several, CPU of the process.
+The batch is made before the clock runs. The floor is one mean a group over the turns' rewards. An estimator that needs what
+this batch does not hold (trees, probes, values) says so. Times are the best of several, CPU of the process.
 """
 
 from __future__ import annotations
