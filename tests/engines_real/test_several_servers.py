@@ -122,7 +122,7 @@ def test_a_run_trains_with_servers_that_it_launches_and_loses_one_of_but_no_epis
     assert result.batches == 3
     assert len(statuses) == 3 * 2 * 4
     assert set(statuses) <= {"done", "overlong"}
-    assert "/update_weights_from_tensor" in _text(logs / "sglang-0.log")
+    assert "/update_weights_from_disk" in _text(logs / "sglang-0.log")
 
 
 def _text(file: Path) -> str:
