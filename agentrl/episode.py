@@ -37,11 +37,12 @@ StopReason: TypeAlias = Literal[
 """Why an agent's model-tool loop ended."""
 
 Source: TypeAlias = Literal["policy", "reference", "monte-carlo", "replay", "demonstration", "teacher", "simulator"]
-Status: TypeAlias = Literal["running", "done", "overlong", "failed", "cancelled", "over_budget", "divergent"]
+Status: TypeAlias = Literal["running", "done", "overlong", "stopped", "failed", "cancelled", "over_budget", "divergent"]
 ToolStatus: TypeAlias = Literal["ok", "error", "timeout", "cancelled", "unknown_tool", "bad_arguments"]
 
-FINISHED: tuple[Status, ...] = ("done", "overlong")
-"""Ends that may be compared; an episode with another status is lost."""
+FINISHED: tuple[Status, ...] = ("done", "overlong", "stopped")
+"""Ends that may be compared; an episode with another status is lost. One that its rollout plan "stopped" had given what the
+plan wanted of it, such as the reward of one turn; it has no outcome."""
 
 EMPTY_IDS: IntArray = np.zeros(0, np.int32)
 EMPTY_LOGPROBS: FloatArray = np.zeros(0, np.float32)
@@ -357,7 +358,8 @@ class Episode:
 
 @dataclass(frozen=True)
 class Group:
-    """The episodes of one task that are compared. `wanted` may exceed their number: members can be lost."""
+    """The episodes of one task that are compared. `wanted` may exceed their number: members can be lost. A plan whose groups
+    differ in size wants 1."""
 
     id: str
     task: Any

@@ -11,6 +11,7 @@ from agentrl.credit import GRPO
 from agentrl.credit.contract import Estimator
 from agentrl.engines.specs import EngineSpec, Local
 from agentrl.errors import UserError
+from agentrl.learning.critic import Critic
 from agentrl.learning.lora import LoRA
 from agentrl.learning.optimisers import AdamW, Optimiser
 from agentrl.limits import Limits
@@ -67,6 +68,10 @@ class Experiment(Generic[TaskT, OutputT]):
     """What is made of a group's rewards before credit is computed, one after the other."""
     probes: Sequence[Probe] = ()
     """What is measured at the turns of every sampled episode when it has ended (`agentrl.probes`)."""
+    reference: Policy | None = None
+    """A frozen policy beside the others: what it earns is a baseline, what it would have said the anchor of a KL term."""
+    critic: Critic | None = None
+    """What learns the values that an estimator such as GAE reads (`docs/credit.md`)."""
     objective: Objective = field(default_factory=Clipped)
     engine: EngineSpec = field(default_factory=Local)
     steps: int = 100

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from agentrl.credit.values import CRITIC
 from agentrl.episode import EMPTY_MAP, FINISHED, Episode, Group
 from agentrl.errors import capture, describe
 from agentrl.experiment import Experiment
@@ -87,8 +88,9 @@ class Meter:
         if late:
             values["loop_lag/mean"] = sum(late) / len(late)
             values |= {"loop_lag/p99": percentile(late, 0.99), "loop_lag/max": max(late)}
+        alone = len(stats.keys() - {CRITIC}) == 1
         for name, step in stats.items():
-            prefix = "" if len(stats) == 1 else f"{name}/"
+            prefix = "" if alone and name != CRITIC else f"{name}/"
             values |= {f"{prefix}loss": step.loss, f"{prefix}tokens/trained": float(step.trained_tokens)}
             values |= {f"{prefix}{key}": value for key, value in step.metrics.items()}
             if "gap/mean" in step.metrics:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agentrl.config import experiment_json
+from agentrl.credit import PassAtK
+from agentrl.credit.contract import Estimator, Needs
+from agentrl.credit.values import CRITIC, VALUE, value_based
 from agentrl.engines.specs import SGLang, own_renderer
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
+from agentrl.learning.critic import Critic
 from agentrl.learning.lora import LoRA
 from agentrl.metrics import JSONL, Console, OfRun, Sink, TensorBoard, sink_named
 from agentrl.runtime.policies import model_folder
@@ -49,6 +53,46 @@ def check(experiment: Experiment[Any, Any]) -> None:
             )
         if not (folder := model_folder(policy)).joinpath("config.json").is_file():
             raise UserError(f"policy {policy.name!r}: {folder} is no model folder (it has no config.json)")
+    check_credit(experiment)
+    check_critic(experiment)
+
+
+def check_critic(experiment: Experiment[Any, Any]) -> None:
+    """`UserError` for a critic that could not learn, or of which nothing is asked."""
+    if experiment.critic is None:
+        return
+    method = type(experiment.credit).__name__
+    if value_based(experiment.credit) is None:
+        raise UserError(f"{method} reads no values, so that a critic has nothing to learn; --credit gae, or --set critic=none")
+    if VALUE in {probe.name for probe in experiment.probes}:
+        raise UserError(f"both a critic and the probe {VALUE!r} give values; drop one")
+    if CRITIC in experiment.by_name:
+        raise UserError(f"a policy is called {CRITIC!r}, and so is the critic of a run; give the policy another name")
+    folder = critic_folder(experiment)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"critic: {folder} is no model folder (it has no config.json)")
+    for policy in experiment.by_name.values():
+        if not policy.frozen and _tokenizer(model_folder(policy)) != _tokenizer(folder):
+            raise UserError(
+                f"the critic would read the token ids of policy {policy.name!r}, but {folder} has another tokenizer.json than "
+                f"{model_folder(policy)}; a critic needs one tokenizer for all policies that are trained: Critic(model=FOLDER)"
+            )
+
+
+def critic_folder(experiment: Experiment[Any, Any]) -> Path:
+    """What the critic starts from: a folder of its own, or that of the first policy that is trained."""
+    assert experiment.critic is not None
+    policy = next(policy for policy in experiment.by_name.values() if not policy.frozen)
+    return model_folder(replace(policy, model=experiment.critic.model) if str(experiment.critic.model) else policy)
+
+
+def _tokenizer(folder: Path) -> bytes | None:
+    file = folder / "tokenizer.json"
+    return file.read_bytes() if file.is_file() else None
+
+
+def check_credit(experiment: Experiment[Any, Any]) -> None:
+    """`UserError` for what the estimator needs, and nothing of the experiment records."""
     needs = experiment.credit.needs
     if needs.group > experiment.rollout.size:
         method = type(experiment.credit).__name__
@@ -59,24 +103,50 @@ def check(experiment: Experiment[Any, Any]) -> None:
     if needs.forks and not experiment.rollout.forks:
         method, plan = type(experiment.credit).__name__, type(experiment.rollout).__name__
         raise UserError(f"{method} compares rollouts that branch, {plan} gives none; --set rollout=random_tree")
-    unasked = [name for name in needs.probes if name not in {probe.name for probe in experiment.probes}]
+    if not experiment.rollout.whole and not needs.stopped:
+        method, plan = type(experiment.credit).__name__, type(experiment.rollout).__name__
+        raise UserError(
+            f"{plan} stops rollouts before their end, and {method} compares whole ones; --set rollout=independent, or an "
+            "estimator for such plans: --credit at_grpo, --credit thor"
+        )
+    asked = {probe.name for probe in experiment.probes} | ({VALUE} if experiment.critic is not None else set[str]())
+    unasked = [name for name in needs.probes if name not in asked]
+    if VALUE in unasked:
+        raise UserError(
+            f"{type(experiment.credit).__name__} needs a value before each turn, and nothing gives one; --set critic=on, or "
+            f"Experiment(..., critic=Critic()), trains a critic; or a probe of your own named {VALUE!r}"
+        )
     if unasked:
         raise UserError(
             f"{type(experiment.credit).__name__} needs the probe {', '.join(map(repr, unasked))}, which nothing asks; "
             "Experiment(..., probes=(AnswerProbe(answer=function of the task),)) or a probe of this name of your own"
         )
-    lacking = [name for name in ("reference_rewards", "candidates") if getattr(needs, name)]
+    lacking = [name for name in ("reference_rewards",) if getattr(needs, name)]
     if lacking:
         raise UserError(f"{type(experiment.credit).__name__} needs {', '.join(lacking)} recorded, which nothing here records")
+    if isinstance(experiment.credit, PassAtK) and experiment.credit.k >= experiment.rollout.size:
+        k, size = experiment.credit.k, experiment.rollout.size
+        raise UserError(
+            f"PassAtK(k={k}) needs more than {k} episodes of a task, the rollout plan gives {size}; --set credit.k={size - 1}"
+        )
+    for base in _bases(experiment.credit):
+        check_credit(replace(experiment, credit=base))
+
+
+def _bases(estimator: Estimator) -> Iterator[Estimator]:
+    """The estimators that an estimator is made of: what they need, it needs."""
+    if is_dataclass(estimator):
+        values = (getattr(estimator, field.name) for field in fields(estimator))
+        yield from (value for value in values if isinstance(getattr(value, "needs", None), Needs))
 
 
 def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, Learner]:
-    """A learner for every policy that is not frozen."""
+    """A learner for every policy that is not frozen, and the critic's."""
     try:
         from agentrl.learning.local import LocalLearner
     except ModuleNotFoundError as error:
         raise UserError(f'learning needs {error.name}; pip install "agentrl-runtime[local]"') from error
-    return {
+    learners: dict[str, Learner] = {
         name: LocalLearner(
             name,
             model_folder(policy),
@@ -90,6 +160,23 @@ def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, L
         for name, policy in experiment.by_name.items()
         if not policy.frozen
     }
+    if experiment.critic is not None:
+        learners[CRITIC] = _open_critic(experiment, experiment.critic, lineage)
+    return learners
+
+
+def _open_critic(experiment: Experiment[Any, Any], critic: Critic, lineage: str) -> Learner:
+    from agentrl.learning.values import ValueLearner
+
+    estimator = value_based(experiment.credit)
+    return ValueLearner(
+        critic_folder(experiment),
+        critic,
+        over="turn" if estimator is None else estimator.over,
+        microbatch_tokens=experiment.microbatch_tokens,
+        threads=experiment.threads,
+        lineage=lineage,
+    )
 
 
 def placed(experiment: Experiment[Any, Any], folder: Path) -> Experiment[Any, Any]:

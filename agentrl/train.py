@@ -21,21 +21,19 @@ from typing import Any
 
 from agentrl import faults
 from agentrl.admission import Admission, staleness, versions
-from agentrl.credit.assign import assign
+from agentrl.credit.values import CRITIC
 from agentrl.episode import Group
 from agentrl.errors import unwrapped
 from agentrl.evaluate import held_out
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner, StepStats
-from agentrl.learning.replay import to_stored
-from agentrl.learning.rows import to_rows
 from agentrl.meter import Meter
 from agentrl.metrics import Sink
+from agentrl.prepare import prepare
 from agentrl.publish import Publisher
 from agentrl.run import Run, restore
 from agentrl.runtime.runtime import Runtime
 from agentrl.setup import check, open_learners, open_sinks, open_source, placed, rarer_collections
-from agentrl.store.contract import StoredStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +83,7 @@ async def train(
             await store.flush()
             keep = experiment.keep_checkpoints
             saved = {name: run.save(name, learner, training.batch, keep) for name, learner in learners.items()}
+            saved = {name: folder for name, folder in saved.items() if name != CRITIC}
             return TrainResult(run.folder, training.batch, saved, tuple(meter.held_out), stop.is_set())
 
 
@@ -99,7 +98,8 @@ class Training:
         self.admission, self.meter, self.stop = admission, meter, stop
         self.batch = admission.taken
         """Batches learned from so far."""
-        self.publisher = Publisher(runtime.experiment, runtime.engine, learners, self.batch, run.folder / "published")
+        served = {name: learner for name, learner in learners.items() if name != CRITIC}
+        self.publisher = Publisher(runtime.experiment, runtime.engine, served, self.batch, run.folder / "published")
         # told of every group that ends, by `learn` of every batch, and when `stop` is set
         self._moved = asyncio.Condition()
 
@@ -165,16 +165,12 @@ class Training:
         return bool(every) and (batch % every == 0 or batch == self.experiment.steps)
 
     async def step(self, groups: Sequence[Group]) -> dict[str, StepStats]:
-        """Credit, rows, commit, one step of every policy, new weights."""
+        """Credit, rows, commit, one step of every policy and of the critic, new weights."""
         experiment, stats = self.experiment, dict[str, StepStats]()
         with self.meter.time("credit"):
-            batch, credit = assign(groups, experiment.credit, experiment.transforms, min_group=experiment.min_group)
-            rows = {name: to_rows(batch, credit, name) for name in self.learners}
-        state = self.admission.state()
-        self.runtime.stored.commit_step(*(
-            StoredStep(name, self.batch, to_stored(rows[name]), learner.version, dict(credit.metrics), state)
-            for name, learner in self.learners.items()
-        ))  # fmt: skip
+            prepared = await asyncio.to_thread(prepare, experiment, groups, self.learners)
+            rows = prepared.rows
+        self.runtime.stored.commit_step(*prepared.stored(self.batch, self.learners, self.admission.state()))
         with self.meter.time("store"):
             await self.runtime.stored.flush()
         faults.point("learn.begun")

@@ -1,10 +1,16 @@
-"""How long `agentrl credit` takes as a process, beside what cannot be saved: Python, numpy, and SELECT of the same rows.
+"""How long credit takes: every estimator on one learner step's columns, and `agentrl credit` as a process.
 
-    python benchmarks/credit.py [--episodes 5000] [--times 5] [--folder DIR]
+    OMP_NUM_THREADS=1 python benchmarks/credit.py [--groups 64] [--members 16] [--turns 20] [--times 5]
+                                                  [--episodes 5000] [--folder DIR]
 
-The store is a real one: groups of 8, 64 episodes a learner step, 2 to 4 turns an episode, a search with its document by each
-turn but the last, a stop note, states, 64 + 48 tokens a turn with log-probs, the rewards at the end, and the rows that
-each step trained on with GRPO. Times are the best of several, a process each.
+The batch is made before the clock runs, and holds what the methods read: states, probes, values, reference rewards; for those
+that compare rollouts that branch, trees of 4 leaves with shared turns. The floor is one mean a group. What compares texts, or
+gives each token a number of its own, stands apart. CPU of the process, the best of several.
+
+`agentrl credit` stands beside what cannot be saved: Python, numpy, and SELECT of the same rows. The store is a real one: groups
+of 8, 64 episodes a learner step, 2 to 4 turns an episode, a search with its document by each turn but the last, a stop note,
+states, 64 + 48 tokens a turn with log-probs, the rewards at the end, and the rows that each step trained on with GRPO. The best
+of several, a process each. `--episodes 0` leaves it out.
 """
 
 from __future__ import annotations
@@ -16,73 +22,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from credit_batches import VERSION, make_batch, make_trees, make_turn
 
-from agentrl.credit import GRPO, to_batch
+from agentrl.credit import ESTIMATORS, GAE, GRPO, IGPO, Batch, GiGPO, to_batch
 from agentrl.effect import Effect, EffectKey, EffectKind, digest_request
-from agentrl.episode import (
-    Episode,
-    Group,
-    IntArray,
-    Parent,
-    Reward,
-    Sampling,
-    Segment,
-    State,
-    Turn,
-    Version,
-    VersionSpan,
-    digest_ids,
-    token_ids,
-)
+from agentrl.episode import Episode, Group, IntArray, Reward, Turn
 from agentrl.learning.replay import to_stored
 from agentrl.learning.rows import to_rows
 from agentrl.store.contract import EpisodeFilter, EpisodeHead, EpisodeTail, StoredStep
 from agentrl.store.sqlite import SQLiteStore
 
+GOAL_MS = 20.0
 GROUP, A_STEP = 8, 64
-CONTEXT, SAMPLED = 64, 48
 DOCUMENT = (
     "Ouagadougou\ncountry: Burkina Faso\ntime zone: Africa/Ouagadougou\nnearest city: Koudougou\n" + "population: 1086505\n" * 8
 )
-SAID = "The capital is named in the second document, so I search for it first: <search>capital of Burkina {}</search>"
-VERSION = Version("benchmark", "searcher", 0, "0" * 16)
-
-
-def make_turn(index: int, before: list[IntArray], rng: np.random.Generator) -> Turn:
-    """A turn that goes on from the tokens `before`; its state is one of a few, so that turns of a group meet."""
-    context, sampled = token_ids(rng.integers(0, 50_000, CONTEXT)), token_ids(rng.integers(0, 50_000, SAMPLED))
-    before += (context, sampled)
-    parent = f":{2 * index - 2}" if index else None
-    return Turn(
-        id=f":{2 * index}",
-        agent="searcher",
-        index=index,
-        policy="searcher",
-        versions=(VersionSpan(VERSION, 0, SAMPLED),),
-        parent=Parent(parent, (CONTEXT + SAMPLED) * index) if parent else None,
-        predecessor=parent,
-        branch="",
-        context_ids=context,
-        sampled_ids=sampled,
-        logprobs=-rng.exponential(1.0, SAMPLED).astype(np.float32),
-        logprobs_at="after_mask",
-        finish="stop",
-        sampling=Sampling(max_tokens=256),
-        seed=int(rng.integers(0, 1 << 62)),
-        text=SAID.format(rng.integers(0, 20)),
-        digest=digest_ids(*before),
-        segments=(Segment("tool", 0, CONTEXT - 6), Segment("generation", CONTEXT - 6, CONTEXT)),
-        tokenizer="qwen3",
-        template="qwen3-tools",
-        state=State(before=f"{index}-{rng.integers(0, 3)}" + "0" * 24),
-        valid=bool(rng.random() < 0.95),
-        started=float(index),
-        ended=index + 0.5,
-    )
 
 
 def make_effects(turns: int, rng: np.random.Generator) -> Iterator[Effect]:
@@ -155,15 +114,11 @@ def best(command: Sequence[str], times: int) -> tuple[float, float]:
     return min(walls), min(cpus)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=5000)
-    parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where to write; default: a temporary folder")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+def compare_processes(episodes: int, times: int, folder: Path | None) -> None:
+    """Prints the table of `agentrl credit` beside its floor."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
         store = Path(name) / "store.db"
-        make_store(store, arguments.episodes)
+        make_store(store, episodes)
         python, credit = sys.executable, [sys.executable, "-m", "agentrl.cli", "credit", str(store)]
         rows = {
             "python + numpy": [python, "-c", "import numpy"],
@@ -171,14 +126,60 @@ def main() -> None:
             "credit --with gtpo_turn --against gigpo": [*credit, "--with", "gtpo_turn", "--against", "gigpo"],
             "credit --with gigpo (against recorded)": [*credit, "--with", "gigpo"],
         }
-        measured = {what: best(command, arguments.times) for what, command in rows.items()}
+        measured = {what: best(command, times) for what, command in rows.items()}
         size = store.stat().st_size / 2**20
     floor = measured["the same and SELECT of the rows"]
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    print(f"{arguments.episodes} episodes, {size:.0f} MiB; best of {arguments.times}; {load}")
+    print(f"\n{episodes} episodes, {size:.0f} MiB; best of {times}; {load}")
     print(f"{'':42}{'wall s':>8}{'x floor':>9}{'CPU s':>8}{'x floor':>9}")
     for what, (wall, cpu) in measured.items():
         print(f"{what:42}{wall:8.2f}{wall / floor[0]:9.2f}{cpu:8.2f}{cpu / floor[1]:9.2f}")
+
+
+def best_ms(work: Callable[[], Any], times: int) -> float:
+    """The least CPU-milliseconds of several calls."""
+    found: list[float] = []
+    for _ in range(times):
+        begun = time.process_time()
+        work()
+        found.append(1e3 * (time.process_time() - begun))
+    return min(found)
+
+
+def group_means(batch: Batch) -> np.ndarray[Any, Any]:
+    """One mean a group."""
+    group, reward = batch.turns.group, batch.turns.outcome
+    return reward - (np.bincount(group, reward) / np.bincount(group))[group]
+
+
+def compare_estimators(groups: int, members: int, turns: int, times: int) -> None:
+    """Prints the table of the estimators beside their floor."""
+    plain, trees = make_batch(groups, members, turns), make_trees(groups, members, turns)
+    named: dict[str, Any] = {name: make() for name, make in sorted(ESTIMATORS.items())}
+    apart: dict[str, Any] = {
+        "gigpo, similarity 0.95": GiGPO(similarity=0.95),
+        "gae, over tokens": GAE(over="token"),
+        "igpo, released form": IGPO(form="released"),
+    }
+    base = best_ms(lambda: group_means(plain), times)
+    print(f"{len(plain.turns)} turns of {len(plain.episodes)} episodes in {groups} groups; goal {GOAL_MS:g} ms\n")
+    print(f"{'':<24}{'CPU ms':>9}{'x floor':>9}  batch\n{'floor: group means':<24}{base:>9.2f}{1:>9.0f}")
+    for name, estimator in (named | apart).items():
+        batch = trees if estimator.needs.forks else plain
+        spent = best_ms(lambda estimator=estimator, batch=batch: estimator(batch), 1 if name in apart else times)
+        told = "apart" if name in apart else "" if spent <= GOAL_MS else "above the goal"
+        print(f"{name:<24}{spent:>9.2f}{spent / base:>9.0f}  {'trees' if batch is trees else 'plain'}  {told}".rstrip())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("groups", 64), ("members", 16), ("turns", 20), ("times", 5), ("episodes", 5000)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--folder", type=Path, default=None, help="where to write the store; default: a temporary folder")
+    given = parser.parse_args()
+    compare_estimators(given.groups, given.members, given.turns, given.times)
+    if given.episodes:
+        compare_processes(given.episodes, given.times, given.folder)
 
 
 if __name__ == "__main__":

@@ -7,26 +7,27 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
 
 from agentrl.agent import Agent
-from agentrl.config import apply_settings, difference, experiment_json
+from agentrl.config import apply_settings, difference, experiment_json, put_settings
 from agentrl.config.values import CannotRead, read_value
-from agentrl.credit import GRPO, Credit, GiGPO, Needs
+from agentrl.credit import GRPO, GTPO, RLOO, SALT, Credit, DecisionMasked, GiGPO, Needs
 from agentrl.engines.specs import Local, SGLang
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
 from agentrl.learning.optimisers import AdamW, Muon
 from agentrl.learning.schedules import Cosine
-from agentrl.objectives import NLL, Clipped
+from agentrl.objectives import NLL, Clipped, Objective
 from agentrl.resolve import resolve
-from agentrl.rollout import Independent
+from agentrl.rollout import Independent, RandomTree, RolloutPlan
 from agentrl.team import Team
+from agentrl.transforms import OTC, BinaryAnswer, RewardTransform
 from agentrl.workflow import workflow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,41 @@ def test_a_setting_leaves_the_given_experiment_and_all_else_alone() -> None:
 )
 def test_a_plug_in_is_named_by_a_short_name_or_its_module(setting: str, value: Any) -> None:
     assert getattr(apply_settings(experiment(), [setting]), setting.partition("=")[0]) == value
+
+
+def test_a_plug_in_inside_another_takes_a_short_name_by_its_annotation() -> None:
+    changed = apply_settings(experiment(), ["credit=salt", "credit.base=gtpo_turn", "credit.base.gamma=0.5"])
+    assert changed.credit == SALT(base=GTPO(gamma=0.5))
+    masked = apply_settings(experiment(), ["credit=adacot_masked", "credit.base=salt", "credit.base.base=rloo"])
+    assert masked.credit == DecisionMasked(base=SALT(base=RLOO()))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rlo", "credit.base=rlo: there is no 'rlo'; did you mean rloo"),
+        ("gtpo", "credit.base=gtpo: 'gtpo' is the name of several methods; say which: gtpo_turn"),
+        ("agentrl.objectives:NLL", "credit.base=agentrl.objectives:NLL: got .* which lacks"),
+    ],
+)
+def test_what_is_no_plug_in_of_that_kind_is_refused_inside_another(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        apply_settings(experiment(), ["credit=salt", f"credit.base={text}"])
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """A plan around a plan."""
+
+    plan: RolloutPlan = field(default_factory=Independent)
+    then: Objective | None = None
+    shaped: Sequence[RewardTransform] = ()
+
+
+def test_fields_of_other_names_are_read_by_what_they_hold() -> None:
+    made = put_settings(Warmed(), ["plan=random_tree", "plan.trees=3", "then=nll", "shaped=otc,mgpo"])
+    assert made == Warmed(RandomTree(trees=3), NLL(), (OTC(), BinaryAnswer()))
+    assert put_settings(made, ["then=none"]).then is None
 
 
 def test_settings_apply_in_order() -> None:

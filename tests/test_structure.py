@@ -29,7 +29,7 @@ FLOORS = (
     ("train", "serve", "view", "doctor", "parity", "report"),
     ("evaluate", "setup"),
     ("edit",),
-    ("run", "meter", "admission", "publish"),
+    ("run", "meter", "admission", "prepare", "publish"),
     ("runtime", "config", "resolve", "metrics", "testing", "exchange"),
     ("experiment",),
     ("team", "agent", "toolcall", "workflow"),

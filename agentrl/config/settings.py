@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import types
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin
 
 from agentrl.config.values import CannotRead, expected, hints_of, lacking, read_value
 from agentrl.errors import UserError, capture, describe
@@ -24,26 +25,29 @@ if TYPE_CHECKING:
     from agentrl.experiment import Experiment
 
 
-def short_names(field: str) -> Mapping[str, Any] | None:
-    """The short names that a field called so takes; None if it takes none."""
-    from agentrl.credit import ESTIMATORS
-    from agentrl.engines.specs import VLLM, Local, OpenAI, SGLang
-    from agentrl.learning.optimisers import AdamW, Muon
-    from agentrl.learning.schedules import Constant, Cosine, Linear
-    from agentrl.objectives import OBJECTIVES
-    from agentrl.rollout import PLANS
-    from agentrl.transforms import TRANSFORMS
+def short_names(hint: Any) -> Mapping[str, Any] | None:
+    """The short names that a field of this annotation takes, in `| None` and `Sequence[]` as well; None if it takes none."""
+    from agentrl.credit import ESTIMATORS, Estimator
+    from agentrl.engines.specs import VLLM, EngineSpec, Local, OpenAI, SGLang
+    from agentrl.learning.critic import Critic
+    from agentrl.learning.optimisers import AdamW, Muon, Optimiser
+    from agentrl.learning.schedules import Constant, Cosine, Linear, Schedule
+    from agentrl.objectives import OBJECTIVES, Objective
+    from agentrl.rollout import PLANS, RolloutPlan
+    from agentrl.transforms import TRANSFORMS, RewardTransform
 
-    tables: dict[str, Mapping[str, Any]] = {
-        "credit": ESTIMATORS,
-        "transforms": TRANSFORMS,
-        "objective": OBJECTIVES,
-        "rollout": PLANS,
-        "engine": {"local": Local, "openai": OpenAI, "sglang": SGLang, "vllm": VLLM},
-        "optimiser": {"adamw": AdamW, "muon": Muon},
-        "schedule": {"constant": Constant, "linear": Linear, "cosine": Cosine},
+    tables: dict[Any, Mapping[str, Any]] = {
+        Estimator: ESTIMATORS,
+        Critic: {"on": Critic},
+        RewardTransform: TRANSFORMS,
+        Objective: OBJECTIVES,
+        RolloutPlan: PLANS,
+        EngineSpec: {"local": Local, "openai": OpenAI, "sglang": SGLang, "vllm": VLLM},
+        Optimiser: {"adamw": AdamW, "muon": Muon},
+        Schedule: {"constant": Constant, "linear": Linear, "cosine": Cosine},
     }
-    return tables.get(field)
+    asked = get_args(hint) if get_origin(hint) in (Sequence, Union, types.UnionType) else (hint,)
+    return next((table for kind, table in tables.items() if kind in asked), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,7 @@ def _read(hint: Any, current: Any, setting: _Setting) -> Any:
     try:
         return read_value(hint, setting.text, current)
     except CannotRead:
-        names = short_names(setting.path[-1])
+        names = short_names(hint)
     if names is None and ":" not in setting.text and not setting.text.endswith(".py"):
         raise UserError(f"{setting}: got {setting.text!r}, expected {expected(hint, current)}")
     with _named(str(setting)):

@@ -10,6 +10,7 @@ import numpy as np
 
 from agentrl.credit.batch import to_batch
 from agentrl.credit.contract import Batch, Credit, Estimator, Floats
+from agentrl.credit.masks import over_sampled
 from agentrl.episode import Group
 from agentrl.errors import UserError, boundary, capture
 from agentrl.transforms.apply import transformed
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
 
 
 def assign(
-    groups: Sequence[Group], estimator: Estimator, transforms: Sequence[RewardTransform] = (), *, min_group: int = 1
+    groups: Sequence[Group],
+    estimator: Estimator,
+    transforms: Sequence[RewardTransform] = (),
+    *,
+    min_group: int = 1,
+    train_overlong: bool = False,
 ) -> tuple[Batch, Credit]:
     """The batch of these groups and the credit of its turns.
 
-    A group of several with fewer than `min_group` finished members is left out. `UserError` for a transform or an estimator
+    A group of several with fewer than `min_group` finished members is left out; `train_overlong` is that of `to_batch`. `UserError` for a transform or an estimator
     that raises or gives what it should not: it names the plug-in, what it gave, where, and what to do.
     """
     kept = [group for group in groups if len(group.finished) >= min(min_group, group.wanted)]
-    batch = to_batch(transformed(kept, transforms))
+    batch = to_batch(transformed(kept, transforms), train_overlong=train_overlong)
     return batch, estimate(batch, estimator)
 
 
@@ -56,6 +62,13 @@ def _check(credit: Any, batch: Batch, name: str) -> None:
         if (credit.weight < 0).any():
             t = int(np.argmax(credit.weight < 0))
             raise UserError(f"{name} gave weight {credit.weight[t]} {_at(batch, t)}; weights must not be negative")
+    if credit.mask is not None:
+        if len(credit.mask) != len(batch.turns):
+            raise UserError(
+                f"{name} gave masks for {len(credit.mask)} turns, wanted one for each of the batch's {len(batch.turns)}"
+            )
+        for turn, mask in zip(batch.turns.turn, credit.mask, strict=True):
+            over_sampled(turn, mask)
     for (t, leaf), advantage in credit.by_row.items():
         if not 0 <= t < len(batch.turns):
             raise UserError(

@@ -60,10 +60,6 @@ def _columns(
     outcomes: Floats = np.array([_finite(item.reward, item, "its team") for item in episodes], dtype=np.float64)
     agents = {name: index for index, name in enumerate(names)}
     states: dict[str, int] = {}
-    state = np.zeros(len(turns), dtype=np.int64)
-    for t, turn in enumerate(turns):
-        key = turn.state.before if turn.state is not None else ""
-        state[t] = states.setdefault(key, len(states)) if key else -1 - t
     last = np.ones(len(turns), dtype=np.bool_)
     last[:-1] = episode[1:] != episode[:-1]
     return TurnColumns(
@@ -72,7 +68,9 @@ def _columns(
         group=np.array([row[1] for row in rows], dtype=np.int64),
         agent=np.array([agents[turn.agent] for turn in turns], dtype=np.int64),
         index=np.array([turn.index for turn in turns], dtype=np.int64),
-        state=state,
+        state=_keys([turn.state.before if turn.state is not None else "" for turn in turns], states),
+        action=_keys([turn.state.action if turn.state is not None else "" for turn in turns], {}),
+        after=_keys([turn.state.after if turn.state is not None else "" for turn in turns], states),
         reward=np.array([amounts[0] for amounts in rewards], dtype=np.float64),
         outcome=outcomes[episode],
         last=last,
@@ -80,6 +78,11 @@ def _columns(
         length=np.array([len(turn.sampled_ids) - turn.forced for turn in turns], dtype=np.int64),
         local=np.array([amounts[1] for amounts in rewards], dtype=np.float64),
     )
+
+
+def _keys(names: Sequence[str | None], index: dict[str, int]) -> Ints:
+    """The index of each key, new ones numbered as they come; -1 - t where turn t has none."""
+    return np.array([index.setdefault(key, len(index)) if key else -1 - t for t, key in enumerate(names)], dtype=np.int64)
 
 
 def _turn_rewards(episode: Episode, kept: Sequence[Turn]) -> list[_Amounts]:

@@ -12,6 +12,7 @@ import numpy as np
 from agentrl.credit.assign import assign, estimate
 from agentrl.credit.contract import Batch, Credit, Estimator, Floats, Ints
 from agentrl.credit.statistics import returns
+from agentrl.credit.values import CRITIC, VALUES, read_values, with_values
 from agentrl.episode import Episode, Group, Turn
 from agentrl.errors import UserError
 from agentrl.store.contract import EpisodeFilter, EpisodeHead
@@ -55,11 +56,14 @@ class Comparison:
 
 
 def read_steps(store: SQLiteStore, where: EpisodeFilter, *, tokens: bool = False) -> list[list[Group]]:
-    """The groups of each learner step, in order; without `tokens`, of turns whose ids and log-probs were not read."""
+    """The groups of each learner step, in order, with the values that a critic gave; without `tokens`, of turns whose ids and
+    log-probs were not read."""
     steps: dict[int, dict[str, list[tuple[EpisodeHead, Episode]]]] = {}
     for head, episode in _whole(store, where) if tokens else store.skim(where):
         steps.setdefault(head.step, {}).setdefault(head.group, []).append((head, episode))
-    return [[_group(name, members) for name, members in steps[step].items()] for step in sorted(steps)]
+    grouped = [[_group(name, members) for name, members in steps[step].items()] for step in sorted(steps)]
+    values = read_values(store)
+    return [with_values(groups, values) for groups in grouped] if values else grouped
 
 
 def _whole(store: SQLiteStore, where: EpisodeFilter) -> Iterator[tuple[EpisodeHead, Episode]]:
@@ -69,14 +73,16 @@ def _whole(store: SQLiteStore, where: EpisodeFilter) -> Iterator[tuple[EpisodeHe
 
 
 def _group(name: str, members: Sequence[tuple[EpisodeHead, Episode]]) -> Group:
-    head, first = members[0]
-    return Group(name, first.task, tuple(episode for _, episode in members), head.wanted)
+    """In the order of members, as the rollout plan gave them; the store has them as they began."""
+    ordered = sorted(members, key=lambda each: each[0].member)
+    head, first = ordered[0]
+    return Group(name, first.task, tuple(episode for _, episode in ordered), head.wanted)
 
 
 def read_recorded(store: SQLiteStore, step: int | None = None) -> Recorded:
     """The advantages of the committed steps, or of one; where several rows share a turn, those of the first."""
     recorded: dict[tuple[str, str], bytes] = {}
-    for policy in store.policies():
+    for policy in [name for name in store.policies() if name not in (CRITIC, VALUES)]:
         for stored in store.steps(policy, after=-1 if step is None else step - 1):
             if step is not None and stored.step > step:
                 break
@@ -138,7 +144,7 @@ def _looked_up(batch: Batch, recorded: Recorded) -> Iterator[float]:
         if key not in recorded:
             yield np.nan
             continue
-        values = np.frombuffer(recorded[key], "<f4")
+        values = np.nan_to_num(np.frombuffer(recorded[key], "<f4"))  # nan: out of the loss
         yield float(values[0]) if len(values) == 1 else float(values[turn.forced :].mean())
 
 
@@ -151,12 +157,14 @@ def _check_needs(steps: Sequence[Sequence[Group]], estimators: Sequence[Estimato
         asked = turns if needs.probes else []
         recorded = {name for turn in asked for name in (*turn.columns, *(probe.name for probe in turn.probes))}
         lacking = [f"probe {probe!r}" for probe in needs.probes if probe not in recorded]
-        if needs.state and not any(turn.state is not None and turn.state.before for turn in turns):
+        stopped = sum(episode.status == "stopped" for group in groups for episode in group.finished)
+        drawn_in_one_place = stopped and needs.stopped
+        if needs.state and not drawn_in_one_place and not any(turn.state and turn.state.before for turn in turns):
             lacking.append("state keys")
         if needs.forks and not any(episode.fork_of for group in groups for episode in group.finished):
             lacking.append("episodes that branch")
-        if needs.candidates and not any(turn.candidate is not None for turn in turns):
-            lacking.append("candidates")
+        if stopped and not needs.stopped:
+            lacking.append(f"whole episodes alone ({stopped} were stopped by their rollout plan)")
         largest = max((len(group.finished) for group in groups), default=0)
         if needs.group > largest:
             lacking.append(f"groups of {needs.group} (the largest has {largest} finished)")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Floats: TypeAlias = "npt.NDArray[np.float64]"
 Ints: TypeAlias = "npt.NDArray[np.int64]"
+Bools: TypeAlias = "npt.NDArray[np.bool_]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,10 @@ class Needs:
     entropy: bool = False
     probes: tuple[str, ...] = ()
     reference_rewards: bool = False
-    candidates: bool = False
     forks: bool = False
     """Episodes of a group that share turns: a rollout plan that forks."""
+    stopped: bool = False
+    """Whether episodes that a rollout plan stopped before their end mean something to it; else such a plan is refused."""
     group: int = 1
     """Least size of a group for which the method means anything."""
 
@@ -51,6 +53,10 @@ class TurnColumns:
     """Turn index of that agent."""
     state: Ints
     """Index of the canonical state key before the turn; -1 - t where it has none (so that it equals no other)."""
+    action: Ints
+    """The same of the canonical key of what the turn did."""
+    after: Ints
+    """The same of the canonical state key behind it; a state has one index in both columns."""
     reward: Floats
     """Rewards of this turn (its own and, on an agent's last turn, that agent's end rewards)."""
     outcome: Floats
@@ -94,6 +100,9 @@ class Credit:
     """(index of a turn, id of the last turn of a row) -> the advantage of that turn in that row, where it is another one.
     Advantages of one turn are never summed over rows: that is wrong before a clip as soon as their signs differ."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    mask: Sequence[Bools] | None = None
+    """Of each turn which of its sampled (or of its drawn) tokens are trained; None = all drawn ones. The others are in no loss
+    and in no mean of it, in whichever row they stand; an advantage of 0 leaves a token in the means."""
 
 
 class Estimator(Protocol):

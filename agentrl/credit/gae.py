@@ -1,4 +1,4 @@
-"""Generalised advantage estimation, over turns or tokens, from values that a critic recorded."""
+"""Generalised advantage estimation, over turns or tokens, from the values of a critic."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Needs, TurnColumns
 from agentrl.credit.statistics import normalise, returns
+from agentrl.credit.values import VALUE
 from agentrl.episode import Turn
 from agentrl.errors import UserError
-
-VALUE = "value"
-"""Name of a turn's column (a value before each sampled token) or probe (one value, before the turn)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +21,11 @@ class GAE:
     `over="turn"`: t counts turns and V_t is the value before the turn's first drawn token, or its probe "value".
     `over="token"`: t counts drawn tokens through all turns, a turn's reward is on its last one, and what the tools said
     between is no step. With `by="agent"` t + 1 is the same agent's. Behind the end V is 0, and so it is behind an episode
-    that was cut off: nobody recorded a value there. `whiten=True` then subtracts the batch's mean and divides by its sample
-    deviation (each turn or token once).
+    that was cut off, as in verl; by default such an episode is not trained. `whiten=True` then subtracts the batch's mean and
+    divides by its sample deviation, each turn or token once (verl's masked_whiten, which StepSearch uses over tokens).
 
-    The values are read, not learned: no critic is trained here. They must come from the turns' column (float, one number for
-    each sampled token) or, over turns, from a probe; a run in which nothing records them is refused.
+    Values are those of the experiment's critic; without one, of a probe "value" (over turns) or the turns' column of that
+    name, a number for each sampled token. A run in which nothing gives them is refused.
     """
 
     gamma: float = 1.0
@@ -39,16 +37,26 @@ class GAE:
 
     def __call__(self, batch: Batch) -> Credit:
         """The advantage of each turn, or of each of its drawn tokens. `UserError` names a turn without values."""
+        _, advantage = self._estimate(batch)
+        if self.whiten:
+            advantage = normalise(advantage, by=(), std="sample")
+        return Credit(batch.turns, self._by_turn(batch, advantage))
+
+    def returns(self, batch: Batch) -> Floats | list[Floats]:
+        """What a critic learns: advantage (before whitening) plus value, the lambda-return."""
+        value, advantage = self._estimate(batch)
+        return self._by_turn(batch, advantage + value)
+
+    def _estimate(self, batch: Batch) -> tuple[Floats, Floats]:
+        """Value and advantage of each step."""
         steps = batch.turns if self.over == "turn" else _token_steps(batch.turns)
         value = np.array([_before(turn) for turn in steps.turn]) if self.over == "turn" else _token_values(batch.turns)
         immediate = returns(steps, 0.0, by=self.by)
         delta = immediate + self.gamma * _following(value, steps, self.by) - value
-        advantage = returns(replace(steps, reward=delta), self.gamma * self.lam, by=self.by, outcome=False)
-        if self.whiten:
-            advantage = normalise(advantage, by=(), std="sample")
-        if self.over == "turn":
-            return Credit(batch.turns, advantage)
-        return Credit(batch.turns, np.split(advantage, np.cumsum(batch.turns.length)[:-1]))
+        return value, returns(replace(steps, reward=delta), self.gamma * self.lam, by=self.by, outcome=False)
+
+    def _by_turn(self, batch: Batch, of_steps: Floats) -> Floats | list[Floats]:
+        return of_steps if self.over == "turn" else np.split(of_steps, np.cumsum(batch.turns.length)[:-1])
 
 
 def _before(turn: Turn) -> float:
@@ -63,8 +71,8 @@ def _of_tokens(turn: Turn) -> Floats:
     """The values before each drawn token."""
     if VALUE not in turn.columns:
         raise UserError(
-            f"GAE needs values: turn {turn.id} of agent {turn.agent} has no column {VALUE!r}; let a critic record one "
-            "(a number for each sampled token), or take an estimator without a critic (grpo, gigpo)"
+            f"GAE needs values: turn {turn.id} of agent {turn.agent} has no column {VALUE!r}; train a critic "
+            "(Experiment(..., critic=Critic())), record a number for each sampled token, or take an estimator without values"
         )
     values = np.asarray(turn.columns[VALUE].values, dtype=np.float64)
     if values.shape != (len(turn.sampled_ids),) or not np.isfinite(values).all():

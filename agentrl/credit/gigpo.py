@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Ints, Needs
-from agentrl.credit.statistics import combine, normalise, returns, totals
+from agentrl.credit.statistics import combine, normalise, returns, sizes, totals
 from agentrl.episode import Episode, Turn
 from agentrl.errors import UserError
 
@@ -95,6 +95,5 @@ def _metrics(advantage: Floats, group: Ints, state: Ints) -> dict[str, float]:
     """The share of turns without signal, and of turns whose state another turn of the group saw as well."""
     if not len(advantage):
         return {"credit/zero": 0.0, "credit/anchored": 0.0}
-    _, inverse, counts = np.unique(np.stack((group, state)), axis=1, return_inverse=True, return_counts=True)
-    shared = counts[inverse.reshape(-1)] > 1
+    shared = sizes(by=(group, state)) > 1
     return {"credit/zero": float(np.mean(advantage == 0.0)), "credit/anchored": float(np.mean(shared))}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Needs, TurnColumns
 from agentrl.credit.statistics import normalise, returns
-from agentrl.episode import Episode
+from agentrl.episode import Episode, Probe
 
 PROBE = "answer"
 """Name of the probe: p_t, the likelihood of the right answer before turn t (`agentrl.probes.AnswerProbe`)."""
@@ -50,7 +51,7 @@ class IGPO:
 
 def _gains(turns: TurnColumns) -> tuple[Floats, np.ndarray]:
     """(T,) p_{t+1} - p_t, 0 on the last turn and in an episode that is not wholly probed; and whether it is."""
-    before = np.array([_likelihood([probe.value for probe in turn.probes if probe.name == PROBE]) for turn in turns.turn])
+    before = np.array([_likelihood(turn.probes) for turn in turns.turn], np.float64)
     gain = np.zeros(len(turns))
     gain[:-1] = np.where(turns.last[:-1], 0.0, before[1:] - before[:-1])
     lacking = np.unique(turns.episode[np.isnan(before)])
@@ -58,8 +59,13 @@ def _gains(turns: TurnColumns) -> tuple[Floats, np.ndarray]:
     return np.where(probed, gain, 0.0), probed
 
 
-def _likelihood(values: Sequence[float | None]) -> float:
-    return max((value for value in values if value is not None), default=math.nan)
+def _likelihood(probes: Sequence[Probe]) -> float:
+    """That of the likeliest of several right answers; nan where there is none."""
+    best = math.nan
+    for probe in probes:
+        if probe.name == PROBE and probe.value is not None and not best >= probe.value:
+            best = probe.value
+    return best
 
 
 def _released(batch: Batch, rewards: Floats, cut: bool) -> list[Floats]:
@@ -67,9 +73,9 @@ def _released(batch: Batch, rewards: Floats, cut: bool) -> list[Floats]:
     turns = batch.turns
     spans = [(0, 0)] * len(turns)
     length = 0
-    for number, episode in enumerate(batch.episodes):
-        mine = np.flatnonzero(turns.episode == number).tolist()
-        for t, span in zip(mine, _spans(episode, [turns.turn[t].id for t in mine]), strict=True):
+    bounds = np.searchsorted(turns.episode, np.arange(len(batch.episodes) + 1)).tolist()
+    for episode, (first, end) in zip(batch.episodes, pairwise(bounds), strict=True):
+        for t, span in enumerate(_spans(episode, [turn.id for turn in turns.turn[first:end]]), start=first):
             spans[t], length = span, max(length, span[1])
     reward, mask = np.zeros((len(batch.episodes), length)), np.zeros((len(batch.episodes), length))
     for (start, end), number, value in zip(spans, turns.episode.tolist(), rewards.tolist(), strict=True):
@@ -79,12 +85,12 @@ def _released(batch: Batch, rewards: Floats, cut: bool) -> list[Floats]:
     for at in range(length - 1, -1, -1):
         found[:, at] = reward[:, at] + ahead
         ahead = found[:, at] * (mask[:, at] if cut else 1.0)
-    advantage: list[Floats] = []
-    for (start, end), number, group in zip(spans, turns.episode.tolist(), turns.group.tolist(), strict=True):
+    advantage = np.zeros_like(found)
+    for group in np.unique(turns.group).tolist():
         members = np.unique(turns.episode[turns.group == group])
-        row, rows = found[number, start:end], found[members, start:end]
-        advantage.append(np.where((rows == row).all(axis=0), 0.0, row - rows.mean(axis=0)))
-    return advantage
+        rows = found[members]
+        advantage[members] = np.where((rows == rows[0]).all(axis=0), 0.0, rows - rows.mean(axis=0))
+    return [advantage[number, start:end] for (start, end), number in zip(spans, turns.episode.tolist(), strict=True)]
 
 
 def _spans(episode: Episode, names: Sequence[str]) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -44,5 +45,9 @@ class ReinforcePP:
 
 def _whitened(values: Floats, votes: Ints, eps: float) -> Floats:
     """Minus the mean, divided by the sample deviation, where a value counts as often as it has votes (at least 1)."""
-    first = np.cumsum(votes) - votes
-    return normalise(np.repeat(values, votes), by=(), std="sample", eps=eps)[first] if len(values) else values
+    count = int(votes.sum())
+    if count < 2 or (values == values[0]).all():
+        return np.zeros_like(values)
+    centred = values - math.fsum((values * votes).tolist()) / count
+    deviation = math.sqrt(math.fsum((centred**2 * votes).tolist()) / (count - 1))
+    return centred / (deviation + eps or 1.0)

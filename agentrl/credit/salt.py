@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from agentrl.credit.contract import Batch, Credit, Estimator, Ints, Needs
+from agentrl.credit.contract import Batch, Credit, Estimator, Ints, Needs, TurnColumns
 from agentrl.credit.grpo import GRPO
 from agentrl.credit.statistics import normalise, sizes
 from agentrl.errors import UserError
@@ -42,27 +40,21 @@ class SALT:
         credit = self.base(batch)
         if not isinstance(credit.advantage, np.ndarray) or credit.by_row:
             raise UserError(f"SALT(base={type(self.base).__name__}): the base must give one number a turn; take GRPO or RLOO")
-        edge = self._edges(batch)
-        advantage = credit.advantage - normalise(credit.advantage, by=(turns.group, edge), once=turns.episode)
-        alone = sizes(by=(turns.group, edge), once=turns.episode) == 1
+        step = (turns.group, *_steps(turns, self.history))
+        advantage = credit.advantage - normalise(credit.advantage, by=step, once=turns.episode)
+        alone = sizes(by=step, once=turns.episode) == 1
         advantage[alone] = credit.advantage[alone]
         return Credit(
             turns, advantage, weight=credit.weight, metrics={**credit.metrics, "credit/merged": float(np.mean(~alone))}
         )
 
-    def _edges(self, batch: Batch) -> Ints:
-        """(T,) equal for equal steps; -1 - t where a key is missing."""
-        turns = batch.turns
-        numbers: dict[Hashable, int] = {}
-        seen: defaultdict[tuple[int, int], list[str]] = defaultdict(list)  # states of each agent of each episode so far
-        result = np.zeros(len(turns), np.int64)
-        for t, (turn, episode, agent) in enumerate(zip(turns.turn, turns.episode.tolist(), turns.agent.tolist(), strict=True)):
-            state = turn.state
-            before = seen[episode, agent]
-            before.append(state.before if state is not None else "")
-            if state is None or not (state.before and state.action and state.after):
-                result[t] = -1 - t
-                continue
-            key = (*before[-self.history :], state.action, state.after)
-            result[t] = numbers.setdefault(key, len(numbers))
-        return result
+
+def _steps(turns: TurnColumns, history: int) -> tuple[Ints, ...]:
+    """(T,) columns in which equal steps agree: state, action, next state, and the states of that agent before."""
+    order = np.lexsort((turns.agent, turns.episode))  # stable: an agent's turns in their order
+    sequence, state = np.stack((turns.episode, turns.agent))[:, order], np.maximum(turns.state, -1)[order]
+    earlier = [np.full(len(turns), -2) for _ in range(1, history)]  # -2: there is none; -1: it has no key
+    for back, column in enumerate(earlier, start=1):
+        same = (sequence[:, back:] == sequence[:, :-back]).all(axis=0)
+        column[order[back:][same]] = state[:-back][same]
+    return turns.state, turns.action, turns.after, *earlier

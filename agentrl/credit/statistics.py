@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,27 +23,22 @@ def returns(
     With `by="agent"` t' is the next turn of the same agent in the episode, so that an agent's return holds its own rewards
     and the team's. The team's outcome is part of r on the last turn of each such sequence (`outcome=False` leaves it out).
     """
-    episodes, rewards, outcomes = turns.episode.tolist(), turns.reward.tolist(), turns.outcome.tolist()
-    agents = turns.agent.tolist() if by == "agent" else [0] * len(turns)
-    result = [0.0] * len(turns)
-    ahead: dict[tuple[int, int], float] = {}
-    for t in range(len(turns) - 1, -1, -1):
-        key = (episodes[t], agents[t])
-        if key in ahead:
-            result[t] = rewards[t] + gamma * ahead[key]
-        else:
-            result[t] = rewards[t] + (outcomes[t] if outcome else 0.0)
-        ahead[key] = result[t]
-    return np.array(result, dtype=np.float64)
+    sequences = _Groups.of((turns.episode, turns.agent) if by == "agent" else (turns.episode,), len(turns))
+    ends, order = sequences.starts + sequences.size - 1, sequences.order
+    ahead = turns.reward[order].astype(np.float64)
+    if outcome:
+        ahead[ends] += turns.outcome[order[ends]]
+    for back in range(1, int(sequences.size.max(initial=0))):  # a step of all sequences at once
+        at = ends[sequences.size > back] - back
+        ahead[at] += gamma * ahead[at + 1]
+    result = np.empty_like(ahead)
+    result[order] = ahead
+    return result
 
 
 def totals(turns: TurnColumns) -> Floats:
     """The whole reward of each turn's episode, (T,): the rewards of its turns and the team's outcome."""
-    if not len(turns):
-        return np.zeros(0)
-    sums = np.zeros(int(turns.episode.max()) + 1)
-    np.add.at(sums, turns.episode, turns.reward)
-    return sums[turns.episode] + turns.outcome
+    return np.bincount(turns.episode, turns.reward)[turns.episode] + turns.outcome
 
 
 def normalise(
@@ -63,33 +57,31 @@ def normalise(
     value (an episode, say): then only the first value of each unit is in the statistics and counts towards the group's size.
     """
     array = np.asarray(values, dtype=np.float64)
-    alone, groups = _groups(by, len(array))
-    result = np.zeros_like(array)
-    result[alone] = array[alone] if singleton == "raw" else singleton
-    for members in groups:
-        voters = members if once is None else members[_first_of_each(once[members])]
-        if len(voters) == 1:
-            result[members] = array[members] if singleton == "raw" else singleton
-            continue
-        sample = array[voters]
-        mean = float(sample[0]) if (sample == sample[0]).all() else math.fsum(sample.tolist()) / len(sample)
-        centred = array[members] - mean
-        if std is not None:
-            squares = math.fsum(((sample - mean) ** 2).tolist())
-            if squares or eps:
-                centred /= math.sqrt(squares / (len(sample) - (std == "sample"))) + eps
-        result[members] = centred
+    if not len(array):
+        return np.zeros(0)
+    groups = _Groups.of(by, len(array), once)
+    sample, of = array[groups.order[groups.voters]], groups.number[groups.voters]
+    sample = sample[np.lexsort((sample, of))]  # ascending in each group: its sums do not depend on the order of rows
+    equal = sample[groups.starts] == sample[groups.starts + groups.size - 1]
+    mean = np.where(equal, sample[groups.starts], np.add.reduceat(sample, groups.starts) / groups.size)
+    centred = array[groups.order] - mean[groups.number]
+    if std is not None:
+        squares = np.add.reduceat((sample - mean[of]) ** 2, groups.starts)
+        deviation = np.sqrt(squares / np.maximum(groups.size - (std == "sample"), 1)) + eps
+        centred /= np.where(deviation == 0.0, 1.0, deviation)[groups.number]
+    alone = (groups.size == 1)[groups.number]
+    centred[alone] = array[groups.order[alone]] if singleton == "raw" else singleton
+    result = np.empty_like(centred)
+    result[groups.order] = centred
     return result
 
 
 def sizes(by: Sequence[Ints], *, once: Ints | None = None) -> Ints:
     """How many are in the group of each value; with `once`, how many units. `by` must have a column."""
-    columns = [np.asarray(column) for column in by]
-    _, group = np.unique(np.stack(columns), axis=1, return_inverse=True)
-    group = group.reshape(-1)
-    units = np.arange(len(group)) if once is None else once
-    pairs = np.unique(np.stack((group, units)), axis=1)
-    return np.bincount(pairs[0], minlength=1)[group]
+    groups = _Groups.of(by, len(by[0]), once)
+    result = np.empty(len(groups.order), np.int64)
+    result[groups.order] = groups.size[groups.number]
+    return result
 
 
 def combine(*terms: npt.ArrayLike, weights: Sequence[float] | None = None) -> Floats:
@@ -105,27 +97,35 @@ def combine(*terms: npt.ArrayLike, weights: Sequence[float] | None = None) -> Fl
     return total
 
 
-def _groups(by: Sequence[Ints], length: int) -> tuple[Ints, list[Ints]]:
-    """The indices that are alone in their group; and those of each other group, ascending, in the order of their keys."""
-    columns = [np.asarray(column) for column in by]
-    if any(column.shape != (length,) for column in columns):
-        shapes = [column.shape for column in columns]
-        raise UserError(f"normalise(by=...) needs columns of the {length} values' length, got shapes {shapes}")
-    order = np.lexsort(columns[::-1]) if columns else np.arange(length)  # stable: ascending within a group
-    if not length:
-        return order, []
-    changed = np.zeros(length - 1, dtype=np.bool_)
-    for column in columns:
-        changed |= column[order][1:] != column[order][:-1]
-    bounds = [0, *(np.flatnonzero(changed) + 1).tolist(), length]
-    sizes = np.diff(bounds)
-    several = [order[start:end] for start, end in pairwise(bounds) if end - start > 1]
-    return order[np.array(bounds[:-1])[sizes == 1]], several
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """N values, sorted into G groups of those that agree in all columns; and in a group by unit, if there are some."""
 
+    order: Ints
+    """(N,) the values' places, group after group; equal ones keep their order."""
+    number: Ints
+    """(N,) the group of each, in that order."""
+    voters: npt.NDArray[np.bool_]
+    """(N,) whether it is the first of its unit in the group, in that order."""
+    starts: Ints
+    """(G,) where each group begins among the V voters."""
+    size: Ints
+    """(G,) how many voters it has."""
 
-def _first_of_each(units: Ints) -> list[int]:
-    """Where each unit stands first."""
-    seen: dict[int, int] = {}
-    for at, unit in enumerate(units.tolist()):
-        seen.setdefault(unit, at)
-    return list(seen.values())
+    @classmethod
+    def of(cls, by: Sequence[Ints], length: int, once: Ints | None = None) -> _Groups:
+        columns = [np.asarray(column) for column in by]
+        if any(column.shape != (length,) for column in columns):
+            shapes = [column.shape for column in columns]
+            raise UserError(f"normalise(by=...) needs columns of the {length} values' length, got shapes {shapes}")
+        keys = columns if once is None else [*columns, once]
+        order = np.lexsort(keys[::-1]) if keys else np.arange(length)
+        first = np.zeros(length, np.bool_)
+        first[:1] = True
+        for column in columns:
+            first[1:] |= column[order[1:]] != column[order[:-1]]
+        voters = np.ones(length, np.bool_)
+        if once is not None:
+            voters[1:] = first[1:] | (once[order[1:]] != once[order[:-1]])
+        starts = np.flatnonzero(first[voters])
+        return cls(order, np.cumsum(first) - 1, voters, starts, np.diff(starts, append=np.count_nonzero(voters)))

@@ -36,14 +36,17 @@ class SUPO:
         advantage = normalise(
             totals(turns), by=(turns.group,), std=self.std, eps=self.eps, singleton=self.singleton, once=turns.episode
         )
-        gone = [_discarded(episode) for episode in batch.episodes]
-        pairs = zip(turns.turn, turns.episode.tolist(), strict=True)
-        weight = np.array([0.0 if turn.id in gone[episode] else 1.0 for turn, episode in pairs])
+        gone = {n: names for n, episode in enumerate(batch.episodes) if (names := _discarded(episode))}
+        weight = np.ones(len(turns))
+        for t in np.flatnonzero(np.isin(turns.episode, list(gone))).tolist():
+            weight[t] = turns.turn[t].id not in gone[int(turns.episode[t])]
         return Credit(turns, advantage, weight=weight)
 
 
 def _discarded(episode: Episode) -> set[str]:
     """The turns that a summary was asked for instead of."""
+    if all(turn.kind != "summary" for turn in episode.turns):
+        return set()
     latest: dict[str, Turn] = {}
     gone: set[str] = set()
     for turn in episode.turns:

@@ -35,7 +35,7 @@ class THOR:
     std: Literal["sample", "population"] | None = "sample"
     singleton: float | Literal["raw"] = 0.0
     eps: float = 1e-6
-    needs: ClassVar[Needs] = Needs(group=2)
+    needs: ClassVar[Needs] = Needs(group=2, stopped=True)
 
     def __call__(self, batch: Batch) -> Credit:
         """The advantage of each turn. `UserError` for a fork whose parent is not in its group."""

@@ -4,6 +4,7 @@ Importing this package does not import torch; `agentrl.learning.local`, which ho
 """
 
 from agentrl.learning.contract import Learner, Row, StepStats, TrainedTurn
+from agentrl.learning.critic import Critic
 from agentrl.learning.optimisers import AdamW, Muon, Optimiser
 from agentrl.learning.replay import from_stored, relearn, to_stored
 from agentrl.learning.rows import to_rows
@@ -13,6 +14,7 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "Critic",
     "Learner",
     "Linear",
     "Muon",

@@ -3,6 +3,7 @@
     config.json  model.safetensors  tokenizer files       what transformers and any engine load; with LoRA, in the place of
     adapter_config.json  adapter_model.safetensors         model.safetensors, an adapter that names the folder of its base
     learner.state                                          the optimiser's state by name
+    value_head.state                                       a critic's head
     learner.json                                           version, counts, settings, size and digest of each other file
 
 The manifest is written last, the folder under another name, and renamed when everything is on disk.
@@ -36,6 +37,8 @@ FORMAT = 1
 MANIFEST = "learner.json"
 STATE = "learner.state"
 """In the format of safetensors, but not by that name: SGLang and vLLM read every *.safetensors of a folder as weights."""
+HEAD = "value_head"
+"""What the names of a critic's head begin with; its file is named as `STATE` is, for the same reason."""
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
@@ -51,7 +54,7 @@ class Checkpoint:
     updates: int
     settings: str
     weights: Mapping[str, Tensor]
-    """Of the whole model, an adapter merged in; not written when there is one."""
+    """Of the whole model, an adapter merged in (then not written), and of a critic's head."""
     state: Mapping[str, Tensor]
     adapter: Adapter | None = None
 
@@ -93,7 +96,7 @@ def load(folder: Path) -> Checkpoint:
                 f"checkpoint file {file} is not as it was saved ({file.stat().st_size} bytes, {entry['bytes']} were written); "
                 "restore an earlier checkpoint, or open the folder as a model to begin from its weights alone"
             )
-    weights = load_weights(folder)
+    weights = load_weights(folder) | read_head(folder)
     version = Version.parse(manifest["version"])
     if digest_weights(weights) != version.digest:
         raise LearnerError(f"the weights in {folder} are not those of {version}; restore an earlier checkpoint")
@@ -102,6 +105,12 @@ def load(folder: Path) -> Checkpoint:
     except SafetensorError as error:
         raise LearnerError(f"checkpoint file {folder / STATE} cannot be read ({error}); restore an earlier one") from error
     return Checkpoint(version, int(manifest["updates"]), str(manifest["optimiser"]), weights, state, read_adapter(folder))
+
+
+def read_head(folder: Path) -> dict[str, Tensor]:
+    """The head in a critic's checkpoint; empty for any other folder."""
+    file = folder / f"{HEAD}.state"
+    return load_file(file) if file.is_file() else {}
 
 
 def saved_version(folder: Path, digest: str) -> Version | None:
@@ -115,7 +124,10 @@ def saved_version(folder: Path, digest: str) -> Version | None:
 
 def _write(draft: Path, checkpoint: Checkpoint, config: ModelConfig | Foreign, model: Path) -> None:
     if checkpoint.adapter is None:
-        save_weights(draft, config, checkpoint.weights)
+        head = {name: tensor for name, tensor in checkpoint.weights.items() if name.startswith(HEAD)}
+        save_weights(draft, config, {name: tensor for name, tensor in checkpoint.weights.items() if name not in head})
+        if head:
+            save_file(head, draft / f"{HEAD}.state")
     else:
         save_config(draft, config)
         write_adapter(draft, checkpoint.adapter)

@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from agentrl.engines.contract import Weights
 from agentrl.episode import Episode, FloatArray, Turn, Version
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +26,14 @@ class TrainedTurn:
 
     turn: Turn
     advantage: FloatArray
+    mask: npt.NDArray[np.bool_] | None = None
+    """(S,), false for a token that is out of the loss and of all its means; None = all drawn ones are in."""
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Which of the sampled tokens are trained: drawn, and not masked."""
+        drawn = np.arange(self.turn.forced, len(self.turn.sampled_ids))
+        return drawn if self.mask is None else drawn[self.mask[self.turn.forced :]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

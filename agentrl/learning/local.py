@@ -18,11 +18,12 @@ from agentrl.engines.contract import check_ids
 from agentrl.episode import FloatArray, Turn, Version
 from agentrl.errors import LearnerError, UserError
 from agentrl.learning import checkpoint
-from agentrl.learning.contract import Row, StepStats
+from agentrl.learning.contract import Row, StepStats, TrainedTurn
 from agentrl.learning.forward import open_forward
 from agentrl.learning.lora import LoRA
 from agentrl.learning.optimisers import Muon, Optimiser, State
 from agentrl.learning.packing import Microbatch, Plan, plan
+from agentrl.learning.reference import Reference
 from agentrl.objectives.contract import Entries, Objective
 from agentrl.transformer.adapter import Adapter, init_adapter, matrices, merge
 from agentrl.transformer.foreign import Foreign, read_config
@@ -36,7 +37,8 @@ class LocalLearner:
 
     The same rows in the same order, with the same `threads` on the same machine, give the same weights to the bit. The loss is
     that of the whole step however it is cut into microbatches of `microbatch_tokens` unique tokens. A step that raises has
-    changed nothing. Torch's number of threads is set for the time of a step and put back.
+    changed nothing. Torch's number of threads is set for the time of a step and put back. The frozen policy in the folder
+    `reference` is what a KL term is against, where the rows hold no log-probs of one.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class LocalLearner:
         *,
         optimiser: Optimiser | None = None,
         lora: LoRA | None = None,
+        reference: Path | str | None = None,
         max_grad_norm: float | None = 1.0,
         microbatch_tokens: int = 16384,
         threads: int = 1,
@@ -73,6 +76,10 @@ class LocalLearner:
             self._trained = init_adapter(self._weights, chosen, lora.rank, seed=0, transposed=self._transposed)
         for tensor in self._trained.values():
             tensor.requires_grad_()
+        self._reference: Reference | None = None
+        if reference is not None:
+            base = lora is not None and Path(reference).resolve() == self.model.resolve()
+            self._reference = Reference(Path(reference), self.model, self._weights if base else None)
         self._state: State = {}
         self._updates = 0
         self._version = Version(lineage, policy, 0, digest_weights(self.weights()))
@@ -124,9 +131,10 @@ class LocalLearner:
         return StepStats(loss=loss, tokens=layout.tokens, trained_tokens=trained, rows=len(rows), metrics=metrics)
 
     def logprobs(self, rows: Sequence[Row]) -> list[list[FloatArray]]:
-        """For each row and each of its trained turns the log-probs of the drawn tokens under the current weights."""
+        """For each row and each of its trained turns the log-probs of all drawn tokens under the current weights."""
+        unmasked = [replace(row, trained=tuple(TrainedTurn(t.turn, t.advantage) for t in row.trained)) for row in rows]
         with _threads(self.threads), torch.no_grad():
-            layout = self._layout(rows)
+            layout = self._layout(unmasked)
             scored = [self._forward.score(self._tensors(), microbatch) for microbatch in layout.microbatches]
             flat = torch.cat(scored).numpy()[layout.scored] if scored else np.zeros(0, np.float32)
         ends = np.cumsum([len(trained.turn.sampled_ids) - trained.turn.forced for row in rows for trained in row.trained])
@@ -213,9 +221,10 @@ class LocalLearner:
                 scores.append(self._score(microbatch))
         scored = torch.from_numpy(layout.scored)
         leaves = [torch.cat(column).detach().double().requires_grad_() for column in zip(*scores, strict=True)]
+        reference = self._reference_of(layout)
         clock.lap("forward")
         with torch.enable_grad():
-            entries = _entries(layout, [leaf[scored] for leaf in leaves])
+            entries = _entries(layout, [leaf[scored] for leaf in leaves], reference)
             loss, metrics = self.objective(entries)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -241,6 +250,14 @@ class LocalLearner:
         if getattr(self.objective, "needs_entropy", False):
             return self._forward.score_with_entropy(self._tensors(), microbatch)
         return (self._forward.score(self._tensors(), microbatch),)
+
+    def _reference_of(self, layout: Plan) -> Tensor | None:
+        """The reference's log-prob of each entry: as recorded, else computed if the objective asks for it."""
+        if layout.entries.reference is not None:
+            return torch.from_numpy(layout.entries.reference)
+        if self._reference is None or not getattr(self.objective, "needs_reference", False):
+            return None
+        return self._reference.logprobs(layout)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """What the model computes with."""
@@ -330,7 +347,7 @@ def check_turn(where: str, turn: Turn, *, needs_behaviour: bool) -> None:
         )
 
 
-def _entries(layout: Plan, scored: Sequence[Tensor]) -> Entries:
+def _entries(layout: Plan, scored: Sequence[Tensor], reference: Tensor | None) -> Entries:
     columns = layout.entries
     return Entries(
         logprobs=scored[0],
@@ -342,7 +359,7 @@ def _entries(layout: Plan, scored: Sequence[Tensor]) -> Entries:
         episode=torch.from_numpy(columns.episode),
         num_rows=layout.num_rows,
         entropy=scored[1] if len(scored) > 1 else None,
-        reference=None if columns.reference is None else torch.from_numpy(columns.reference),
+        reference=reference,
     )
 
 

@@ -128,7 +128,9 @@ class _Piece:
     episode: int
     turn: Turn
     start: int
-    end: int
+    """Where on the path its first sampled token stands."""
+    at: Ints
+    """Which of its sampled tokens are trained."""
     advantage: FloatArray
     weight: float
 
@@ -142,9 +144,9 @@ def _entries(rows: Sequence[Row]) -> tuple[EntryColumns, list[IntArray]]:
         path = trace(row.episode, row.leaf)
         pieces.extend(_pieces(number, row, path, episodes.setdefault(row.episode.id, len(episodes))))
         paths.append(path.ids)
-    counts = np.array([piece.end - piece.start for piece in pieces], dtype=np.int64)
+    counts = np.array([len(piece.at) for piece in pieces], dtype=np.int64)
     row_of = np.repeat(np.array([piece.row for piece in pieces], dtype=np.int64), counts)
-    position = _joined([np.arange(piece.start, piece.end) for piece in pieces]).astype(np.int64)
+    position = _joined([piece.start + piece.at for piece in pieces]).astype(np.int64)
     starts = np.cumsum([0, *(len(path) for path in paths)])
     entries = EntryColumns(
         path=row_of,
@@ -152,8 +154,8 @@ def _entries(rows: Sequence[Row]) -> tuple[EntryColumns, list[IntArray]]:
         target=_joined(paths).astype(np.int64)[starts[row_of] + position],
         # Greedy tokens carry log-probs at temperature 1.
         temperature=np.repeat(np.array([piece.turn.sampling.temperature or 1.0 for piece in pieces]), counts),
-        behaviour=_joined([piece.turn.logprobs[piece.turn.forced :] for piece in pieces]),
-        advantage=_joined([piece.advantage[piece.turn.forced :] for piece in pieces]),
+        behaviour=_joined([piece.turn.logprobs[piece.at] for piece in pieces]),
+        advantage=_joined([piece.advantage[piece.at] for piece in pieces]),
         weight=np.repeat(np.array([piece.weight for piece in pieces]), counts),
         turn=np.repeat(np.arange(len(pieces)), counts),
         episode=np.repeat(np.array([piece.episode for piece in pieces], dtype=np.int64), counts),
@@ -176,17 +178,17 @@ def _pieces(number: int, row: Row, path: Path, episode: int) -> Iterator[_Piece]
                 f"row {number}: turn {turn.id} has {sampled} sampled tokens but {len(turn.logprobs)} behaviour log-probs and "
                 f"{len(trained.advantage)} advantages; mend the record (nan stands for an unknown log-prob)"
             )
-        start = spans[turn.id].start + turn.forced
-        if start == 0:
+        start, at = spans[turn.id].start, trained.places
+        if len(at) and start + at[0] == 0:
             raise UserError(f"row {number}: turn {turn.id} was drawn from an empty prompt, which cannot be scored")
-        yield _Piece(number, episode, turn, start, spans[turn.id].end, trained.advantage, row.weight)
+        yield _Piece(number, episode, turn, start, at, trained.advantage, row.weight)
 
 
 def _reference(pieces: Sequence[_Piece]) -> Floats | None:
     """The recorded reference log-probs, if every trained turn has them."""
     if not pieces or any(REFERENCE not in piece.turn.columns for piece in pieces):
         return None
-    return _joined([piece.turn.columns[REFERENCE].values[piece.turn.forced :] for piece in pieces])
+    return _joined([piece.turn.columns[REFERENCE].values[piece.at] for piece in pieces])
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]]) -> Floats:

@@ -6,20 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from agentrl.episode import Episode, FloatArray, Turn, Version
+from agentrl.episode import Episode, Turn, Version
 from agentrl.errors import LearnerError, UserError
 from agentrl.learning.contract import Learner, Row, TrainedTurn
 from agentrl.store.contract import Store, StoredRow
 
 
 def to_stored(rows: Sequence[Row]) -> tuple[StoredRow, ...]:
-    """The rows by id: what is needed, beside the episodes, to train on them again."""
+    """The rows by id: what is needed, beside the episodes, to train on them again. Masked tokens have advantage 0."""
     return tuple(
         StoredRow(
             episode=row.episode.id,
             leaf=row.leaf.id,
             turns=tuple(trained.turn.id for trained in row.trained),
-            advantages=tuple(_pack(trained.advantage) for trained in row.trained),
+            advantages=tuple(_pack(trained) for trained in row.trained),
             weight=row.weight,
         )
         for row in rows
@@ -65,9 +65,10 @@ def relearn(store: Store, policy: str, learner: Learner, *, until: int | None = 
     return learner.version
 
 
-def _pack(advantage: FloatArray) -> bytes:
-    """Little-endian float32: one number if all are the same bits, else all of them."""
-    data = np.ascontiguousarray(advantage, dtype="<f4")
+def _pack(trained: TrainedTurn) -> bytes:
+    """Little-endian float32: one number if all are the same bits, else all of them; nan where the mask leaves a token out."""
+    masked = trained.advantage if trained.mask is None else np.where(trained.mask, trained.advantage, np.float32(np.nan))
+    data = np.ascontiguousarray(masked, dtype="<f4")
     bits = data.view("<u4")
     return data[:1].tobytes() if len(data) and (bits == bits[0]).all() else data.tobytes()
 
@@ -78,7 +79,8 @@ def _unpack(turn: Turn, packed: bytes) -> TrainedTurn:
     if len(values) not in (1, count):
         raise UserError(f"a stored row has {len(values)} advantages for turn {turn.id}, which has {count} sampled tokens")
     advantage = np.full(count, values[0], np.float32) if len(values) == 1 else values.astype(np.float32)
-    return TrainedTurn(turn, advantage)
+    out = np.isnan(advantage)
+    return TrainedTurn(turn, np.where(out, np.float32(0), advantage), ~out) if out.any() else TrainedTurn(turn, advantage)
 
 
 def _turn(episode: Episode, name: str) -> Turn:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from agentrl.credit.batch import MASKED
-from agentrl.credit.contract import Batch, Credit, Floats
+from agentrl.credit.contract import Batch, Bools, Credit, Floats
+from agentrl.credit.masks import over_sampled
 from agentrl.episode import Episode, FloatArray, IntArray, Turn
 from agentrl.errors import UserError
 from agentrl.learning.contract import Row, TrainedTurn
@@ -67,7 +68,8 @@ def to_rows(batch: Batch, credit: Credit, policy: str | None = None, *, shared: 
     of them, or with `shared="once"` in the first alone; a turn of which a path keeps only a part is not trained in that path.
     Overlong episodes are left out unless the batch trains them. Turns of weight 0 are not trained; if the turns of a row
     weigh the same, that is the row's weight, else each turn's weight is multiplied into its advantage. `Credit.by_row` gives a
-    turn another advantage in the rows it names.
+    turn another advantage in the rows it names. A token that `Credit.mask` leaves out has advantage 0 and no part in the loss; a
+    turn of which none is left is not trained.
     """
     chosen = _credited(batch, credit, policy)
     own = {(int(batch.turns.episode[t]), batch.turns.turn[t].id, leaf): a for (t, leaf), a in credit.by_row.items()}
@@ -84,7 +86,7 @@ def _with_own(row: Row, number: int, own: Mapping[tuple[int, str, str], float | 
     if not any(place in own for place in places):
         return row
     trained = tuple(
-        TrainedTurn(old.turn, _per_token(old.turn, own[place])) if place in own else old
+        _trained(old.turn, own[place], old.mask) if place in own else old
         for old, place in zip(row.trained, places, strict=True)
     )
     return replace(row, trained=trained)
@@ -110,10 +112,17 @@ def _credited(batch: Batch, credit: Credit, policy: str | None) -> list[_Credite
             raise UserError(f"credit: turn {turn.id} has weight {weight}; weights must be finite and not negative")
         if weight == 0 or masked[t] or (policy is not None and turn.policy != policy):
             continue
-        episode = int(turns.episode[t])
-        advantage = _per_token(turn, credit.advantage[t])
-        result[episode][turn.id] = (TrainedTurn(turn, advantage), weight)
+        mask = None if credit.mask is None else over_sampled(turn, credit.mask[t])
+        if mask is None or mask.any():
+            result[int(turns.episode[t])][turn.id] = (_trained(turn, credit.advantage[t], mask), weight)
     return result
+
+
+def _trained(turn: Turn, advantage: float | Floats, mask: Bools | None) -> TrainedTurn:
+    values = _per_token(turn, advantage)
+    if mask is None or mask[turn.forced :].all():
+        return TrainedTurn(turn, values)
+    return TrainedTurn(turn, np.where(mask, values, np.float32(0)), mask)
 
 
 def _per_token(turn: Turn, advantage: float | Floats) -> FloatArray:
@@ -154,5 +163,5 @@ def _row(episode: Episode, leaf: Turn, picked: Sequence[tuple[TrainedTurn, float
     weights = {weight for _, weight in picked}
     if len(weights) == 1:
         return Row(episode, leaf, tuple(trained for trained, _ in picked), weights.pop())
-    scaled = (TrainedTurn(trained.turn, trained.advantage * np.float32(weight)) for trained, weight in picked)
+    scaled = (replace(trained, advantage=trained.advantage * np.float32(weight)) for trained, weight in picked)
     return Row(episode, leaf, tuple(scaled))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """One entry per (row, trained token), as tensors of shape (N,)."""
+    """One entry per (row, trained token), as tensors of shape (N,); those of a row in the order in which they were drawn."""
 
     logprobs: Tensor
     """Under the weights being trained, with gradient, at the temperature at which the token was drawn."""
@@ -32,10 +32,15 @@ class Entries:
     num_rows: int
     entropy: Tensor | None = None
     reference: Tensor | None = None
+    """Under a frozen reference policy, at the same temperature."""
 
 
 class Objective(Protocol):
-    """A frozen dataclass with its own numbers as fields."""
+    """A frozen dataclass with its own numbers as fields.
+
+    It may also have `needs_reference` and `needs_entropy` (what must be in the entries) and `idle_at_zero` (tokens of advantage
+    0 have no gradient); what it has not counts as false.
+    """
 
     @property
     def needs_behaviour(self) -> bool:

@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Literal
 
 from agentrl.errors import UserError
 from agentrl.objectives.contract import Entries
+from agentrl.objectives.divergence import MAX_LOG_RATIO
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped here (as verl does), so that one stale token cannot overflow the rest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

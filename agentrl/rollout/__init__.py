@@ -1,5 +1,7 @@
 """Rollout plans: continue, branch, restart or stop; a plan owns the group size."""
 
+from agentrl.rollout.backtrack import Backtrack
+from agentrl.rollout.candidates import Candidates
 from agentrl.rollout.contract import GroupRun, RolloutPlan
 from agentrl.rollout.entropy import EntropyTree
 from agentrl.rollout.independent import Independent
@@ -7,6 +9,8 @@ from agentrl.rollout.montecarlo import MonteCarlo
 from agentrl.rollout.tree import RandomTree
 
 PLANS: dict[str, type[RolloutPlan]] = {
+    "backtrack": Backtrack,
+    "candidates": Candidates,
     "entropy_tree": EntropyTree,
     "independent": Independent,
     "monte_carlo": MonteCarlo,
@@ -14,4 +18,4 @@ PLANS: dict[str, type[RolloutPlan]] = {
 }
 """By the short name that the command line uses."""
 
-__all__ = ["PLANS", "EntropyTree", "GroupRun", "Independent", "MonteCarlo", "RandomTree", "RolloutPlan"]
+__all__ = ["PLANS", "Backtrack", "Candidates", "EntropyTree", "GroupRun", "Independent", "MonteCarlo", "RandomTree", "RolloutPlan"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from collections.abc import Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import ClassVar, Protocol, runtime_checkable
 
 from agentrl.effect import EffectKey
 from agentrl.engines.contract import Offers
@@ -18,8 +19,34 @@ class GroupRun(Protocol):
         """Of the engine."""
         ...
 
+    @property
+    def seed(self) -> int:
+        """Of the group: what a plan draws by itself is derived from it, and so drawn the same again."""
+        ...
+
+    @property
+    def trained(self) -> Collection[str]:
+        """Names of the policies that learn."""
+        ...
+
     async def run(self, member: int) -> Episode:
         """A new episode, or the same one resumed if it was begun before a crash."""
+        ...
+
+    async def reference(self, member: int, refresh: int = 0) -> Episode:
+        """An episode in which the reference policy plays every trained role, sampled once a task (`agentrl.runtime.references`).
+
+        For a task that this member has measured before it is a copy of that episode, which pays for nothing. With `refresh`
+        a measurement counts for so many learner steps.
+        """
+        ...
+
+    async def demonstration(self, episodes: str, least: float | None = None) -> Episode | None:
+        """One of the task's finished episodes in a run, store or exported file, to be forked (`agentrl.runtime.demonstrations`).
+
+        Drawn by the group's seed among those with a reward of at least `least`. None = there is none, or none that the
+        workflow as it is now can be led through.
+        """
         ...
 
     async def cut_before(self, of: Episode, turn: Turn) -> int:
@@ -36,11 +63,56 @@ class GroupRun(Protocol):
         ...
 
 
+    def line(
+        self, member: int, of: Episode | None = None, cut: int = 0, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
+    ) -> AbstractAsyncContextManager[Led]:
+        """As `run`, or with `of` as `fork`, of an episode that stands still before each model call.
+
+        A led fork stands first before the model call that it draws anew, not before those that it shares.
+        """
+        ...
+
+    def decode(self, turn: Turn, tokens: int) -> str:
+        """The text of the first `tokens` sampled tokens of a turn."""
+        ...
+
+
+class Led(Protocol):
+    """An episode that a plan leads from one model call to the next (`agentrl.runtime.line`)."""
+
+    @property
+    def episode(self) -> Episode:
+        """All of it that happened before the point, or the whole of one that has ended."""
+        ...
+
+    async def point(self) -> int | None:
+        """Waits for the next model call. The cut of a fork that shares all before it; None = the episode has ended."""
+        ...
+
+    def go_on(self) -> None:
+        """Lets the model call begin that it stands before."""
+        ...
+
+    def run_on(self) -> None:
+        """From here on it stands still no more."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends it here for good, with status "stopped"."""
+        ...
+
+    async def ended(self) -> Episode:
+        """Waits for its end."""
+        ...
+
+
 class RolloutPlan(Protocol):
     """A frozen dataclass with its own numbers as fields."""
 
     forks: ClassVar[bool]
     """Whether its episodes share turns."""
+    whole: ClassVar[bool]
+    """Whether every episode runs to its own end and a group has exactly `size`; else some are stopped, and `size` is the most."""
     columns: ClassVar[tuple[str, ...]]
     """Per-token columns that are recorded with every sampled turn, such as "entropy"; `needs` refuses an engine without."""
 
@@ -55,4 +127,24 @@ class RolloutPlan(Protocol):
 
     async def __call__(self, run: GroupRun) -> tuple[Episode, ...]:
         """The group's episodes, in the order of their members."""
+        ...
+
+
+@runtime_checkable
+class PlaysReference(Protocol):
+    """A plan whose groups hold episodes of the reference policy too: `Experiment.reference` is then served beside the others."""
+
+    @property
+    def references(self) -> int:
+        """How many of a group's `size`."""
+        ...
+
+
+@runtime_checkable
+class FromDemonstrations(Protocol):
+    """A plan whose episodes may begin inside a demonstration."""
+
+    @property
+    def episodes(self) -> str:
+        """The run, store or exported file that holds the demonstrations."""
         ...

@@ -45,6 +45,7 @@ class EntropyTree:
     rule: Literal["drawn", "threshold"] = "drawn"
     threshold: float = 0.5
     forks: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = (ENTROPY,)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class MonteCarlo:
     continuations: int = 9
     certain: float = 0.9
     forks: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

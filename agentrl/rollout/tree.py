@@ -28,6 +28,7 @@ class RandomTree:
     expand: int = 2
     rounds: int = 1
     forks: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, Literal, Protocol
 
 from agentrl import faults
-from agentrl.effect import Effect
+from agentrl.effect import Effect, EffectKind
 from agentrl.episode import Episode, Failure, Reward, Status
 from agentrl.errors import (
     AgentRLError,
@@ -29,7 +29,7 @@ from agentrl.errors import (
 )
 from agentrl.limits import Limits
 from agentrl.runtime.journal import Journal
-from agentrl.runtime.pending import NOTHING, Pending
+from agentrl.runtime.pending import NOTHING, Pending, Place
 from agentrl.runtime.scope import EffectTasks, end_tasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
@@ -44,6 +44,16 @@ class Log(Protocol):
     def append(self, episode: str, effects: list[Effect]) -> None: ...
 
     async def flush(self) -> None: ...
+
+
+class Gate(Protocol):
+    """Holds effects until `Journal.go_on`."""
+
+    def holds(self, kind: EffectKind, place: Place, issued: int) -> bool: ...
+
+
+STOPPED = "stopped"
+"""Name of the cancellation by which a rollout plan ends an episode that has given what was wanted of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +90,10 @@ class Execution:
         mode: Literal["live", "replay"] = "live",
         strict: bool = True,
         deadline: float | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.head = head
+        self._gate = gate
         self._program = program
         self._around = around
         self._mode = mode
@@ -132,6 +144,11 @@ class Execution:
         self.journal.interrupt("cancel", reason)
         self._leave_after_grace()
 
+    def stop(self) -> None:
+        """As `cancel`, for an episode that has given what was wanted of it: its status is "stopped"."""
+        self.journal.interrupt("cancel", "the rollout plan goes on with others", STOPPED)
+        self._leave_after_grace()
+
     def put_aside(self) -> None:
         """The runtime ends before the episode: a resume goes on from where it was."""
         self._aside = True
@@ -154,6 +171,9 @@ class Execution:
         task = self._around.tasks.loop.create_task(coroutine, name=name)  # not the running loop: that is the episode's
         self.running.add(task)
         return task
+
+    def holds(self, kind: EffectKind, place: Place, issued: int) -> bool:
+        return self._gate is not None and self._gate.holds(kind, place, issued)
 
     def thread(self, call: Callable[[], Any], executor: Any) -> asyncio.Future[Any]:
         real = self._around.turnstile.loop
@@ -243,8 +263,11 @@ class Execution:
             status = "divergent" if isinstance(journal.fault, ReplayDiverged) else "failed"
             failure = Failure(journal.fault.fault, str(journal.fault))
         elif journal.interrupted is not None:
+            word = _interruption(journal)
             status = "over_budget" if journal.interrupted == "deadline" else "cancelled"
-            failure = Failure("runtime", f"{journal.interrupted}: {_reason(journal)}")
+            failure = Failure("runtime", f"{journal.interrupted}: {word.value}")
+            if word.name == STOPPED:
+                status, failure = "stopped", None
             if root.done() and not root.cancelled() and root.exception() is None:
                 output, _ = _as_json(root.result())  # what it saved on its way out
         elif journal.halted:
@@ -291,8 +314,9 @@ def _culprit(error: BaseException) -> BaseException:
     return error
 
 
-def _reason(journal: Journal) -> str:
-    return next((str(effect.value) for effect in journal.written.effects if effect.kind == journal.interrupted), "")
+def _interruption(journal: Journal) -> Effect:
+    """The word from outside that ended the episode."""
+    return next(effect for effect in journal.written.effects if effect.kind == journal.interrupted)
 
 
 def _as_json(output: Any) -> tuple[Any, Failure | None]:

@@ -68,9 +68,7 @@ class Journal:
         self._host = host
         self._real = asyncio.get_running_loop()
         self._record = Record(record)
-        self._record.sequence = max(
-            self._record.sequence, head.fork_cut
-        )  # so that numbers tell a fork's own from what it shares
+        self._record.sequence = max(self._record.sequence, head.fork_cut)  # numbers tell a fork's own from what it shares
         self.written = Written(record, self._record, host.write)
         self._winding: WindUp | None = None
         self._pending: dict[Place, Pending] = {}
@@ -94,7 +92,8 @@ class Journal:
             if self.ended.done():
                 return True
             if self.suspended:
-                self._end_suspended()
+                WindUp(self.loop).leave()
+                self.ended.set_result(None)
                 return True
             drained = self.loop.drain()
             self._drains = 0 if drained else self._drains + 1
@@ -112,14 +111,21 @@ class Journal:
                 return True
         return False
 
-    def interrupt(self, kind: Literal["cancel", "deadline"], reason: str) -> None:
+    def interrupt(self, kind: Literal["cancel", "deadline"], reason: str, name: str = "") -> None:
         """The world cancels the episode: recorded, so that a replay is cancelled at the same place."""
         if self._interrupting or self.interrupted is not None or self.ended.done():
             return
         self._interrupting = True
-        pending = Pending(("", -1), kind, kind, UNASKED, reason)
+        pending = Pending(("", -1), kind, name or kind, UNASKED, reason)
         pending.status, pending.outcome = "ok", Outcome(reason)
         self._arrived.append(pending)
+        self._host.wake(self)
+
+    def go_on(self, place: Place) -> None:
+        """The host holds the effect at this place no more: runs it, or has it handed in from the record."""
+        pending = self._pending.get(place)
+        if pending is not None and pending.issued >= 0:
+            pending.task = self._host.spawn(self._host.execute(self, pending), pending.name)
         self._host.wake(self)
 
     def suspend(self, *, final: bool = False) -> None:
@@ -174,11 +180,6 @@ class Journal:
         elif not self.ended.done():
             self._arrived.append(pending)
             self._host.wake(self)
-
-    def lost(self, pending: Pending, error: BaseException) -> None:
-        """A failed attempt that will be made again: never handed back."""
-        self.written.lose(pending, NOTHING, error)
-        pending.attempt += 1
 
     def asked(self, pending: Pending) -> Asked:
         """What an effect's `run` is told."""
@@ -240,7 +241,8 @@ class Journal:
         pending.issued, pending.issued_at = self.written.tick(), self.written.at()
         if pending.ask is not None:
             pending.attempt = self._record.attempts.get(pending.place, 0)
-            pending.task = self._host.spawn(self._host.execute(self, pending), pending.name)
+            if not self._host.holds(pending.kind, pending.place, pending.issued):
+                pending.task = self._host.spawn(self._host.execute(self, pending), pending.name)
         elif isinstance(pending.handle, EpisodeTimer):
             delay = max(0.0, pending.handle.when() - pending.issued_at)
             pending.task = self._real.call_later(delay, self.complete, pending, NOTHING)
@@ -311,6 +313,8 @@ class Journal:
 
     def _hand_in_recorded(self, entry: Effect) -> bool:
         place = (entry.key.branch, entry.key.position)
+        if self._host.holds(entry.kind, place, entry.issued):
+            return False
         pending = self._pending.get(place)
         if entry.kind in _EXTERNAL:
             pending = Pending(place, entry.kind, entry.name, entry.request, entry.note)
@@ -394,7 +398,3 @@ class Journal:
             self.stop()
             self.ended.set_result(None)
         return True
-
-    def _end_suspended(self) -> None:
-        WindUp(self.loop).leave()
-        self.ended.set_result(None)

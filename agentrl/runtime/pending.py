@@ -81,6 +81,10 @@ class Host(Protocol):
         """Runs `pending.ask.abandon`. Never raises."""
         ...
 
+    def holds(self, kind: EffectKind, place: Place, issued: int) -> bool:
+        """Whether what is about to be launched, or handed in from the record, waits for `Journal.go_on`."""
+        ...
+
     def thread(self, call: Callable[[], Any], executor: Any) -> asyncio.Future[Any]: ...
 
     def write(self, effect: Effect) -> None:

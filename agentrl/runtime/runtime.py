@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
@@ -27,6 +27,7 @@ from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
 from agentrl.runtime.execution import Execution, Program, Surroundings
+from agentrl.runtime.line import Line, ReadLine
 from agentrl.runtime.policies import models_of, open_renderer
 from agentrl.runtime.probing import probe
 from agentrl.runtime.record import EDITED
@@ -125,8 +126,9 @@ class Runtime(Generic[TaskT, OutputT]):
     async def group(self, task: TaskT, group: str, *, split: str = "train", step: int = 0) -> Group:
         """The episodes of one task by the experiment's rollout plan. Lost members are in it with their status."""
         plan = self.experiment.rollout
-        episodes = await plan(_OneTask(self, task, group, plan.size, split, step))
-        return Group(group, task, episodes, plan.size)
+        wanted = plan.size if plan.whole else 1
+        episodes = await plan(_OneTask(self, task, group, wanted, split, step))
+        return Group(group, task, episodes, wanted)
 
     async def replay(self, head: EpisodeHead, record: Sequence[Effect], tail: EpisodeTail | None, task: TaskT) -> Episode:
         """Runs a stored episode again from its record alone; its status is "divergent" if the code asks for something else."""
@@ -194,13 +196,18 @@ class Runtime(Generic[TaskT, OutputT]):
         deadline: float | None,
         greedy: bool,
         begins_with: Sequence[Effect] = (),
+        line: Line | None = None,
     ) -> Episode:
-        async with self._room:
+        """A led fork needs no room of its own: the one that it was forked from may wait for it."""
+        async with self._room if line is None or not head.fork_of else nullcontext():
             if self.store is not None:
                 self.store.begin(head)
                 if begins_with:
                     self.store.append(head.id, begins_with)
-            execution = Execution(head, record, self._program(task, greedy=greedy), self._around, deadline=deadline)
+            program = self._program(task, greedy=greedy)
+            execution = Execution(head, record, program, self._around, deadline=deadline, gate=line)
+            if line is not None:
+                line.led_by(execution)
             self._live[head.id] = execution
             try:
                 effects, tail = await execution.run()
@@ -247,15 +254,52 @@ class Runtime(Generic[TaskT, OutputT]):
         head = self._head(task, group, member, wanted, EDITED if edited else split, step, None)
         if head.id in self._known:
             return await self._resumed_or_new(head, task, deadline=None, greedy=False)
+        head, record = await self._forked(head, of, cut, forced)
+        return await self._execute(head, (*record, *edited), task, deadline=None, greedy=False, begins_with=edited)
+
+    async def _forked(
+        self, head: EpisodeHead, of: Episode, cut: int, forced: Mapping[EffectKey, tuple[int, ...]] | None
+    ) -> tuple[EpisodeHead, tuple[Effect, ...]]:
+        """The head of a fork, and what it shares."""
         await self.stored.flush()
         record = tuple(effect for effect in self.stored.journal(of.id) if 0 <= effect.completed < cut)
-        head = replace(
-            head,
-            fork_of=of.id,
-            fork_cut=cut,
-            fork_forced={str(key): tokens for key, tokens in (forced or {}).items()},
-        )
-        return await self._execute(head, (*record, *edited), task, deadline=None, greedy=False, begins_with=edited)
+        begun = {str(key): tokens for key, tokens in (forced or {}).items()}
+        return replace(head, fork_of=of.id, fork_cut=cut, fork_forced=begun), record
+
+    @asynccontextmanager
+    async def line(
+        self,
+        task: TaskT,
+        *,
+        group: str,
+        member: int,
+        of: Episode | None = None,
+        cut: int = 0,
+        forced: Mapping[EffectKey, tuple[int, ...]] | None = None,
+        wanted: int = 1,
+        split: str = "fork",
+        step: int = 0,
+    ) -> AsyncGenerator[Line | ReadLine]:
+        """As `run`, or with `of` as `fork`, of an episode that is led (`agentrl.runtime.line`).
+
+        One that has not ended when this is left is suspended.
+        """
+        head, record = self._head(task, group, member, wanted, split, step, None), ()
+        if head.id in self._known:
+            head, record = self._known[head.id], self.stored.journal(head.id)
+            if self.stored.tail(head.id) is not None:
+                yield ReadLine(replace(self.stored.episode(head.id), task=task), record, head)
+                return
+        elif of is not None:
+            head, record = await self._forked(head, of, cut, forced)
+        line = Line(head, task)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(self._execute(head, record, task, deadline=None, greedy=False, line=line), name=head.id)
+            line.begin(running)
+            try:
+                yield line
+            finally:
+                running.cancel()
 
     async def cut_before(self, of: Episode, turn: Turn) -> int:
         """The cut that leaves a fork of a stored episode all that had completed when `turn` was asked for."""
@@ -295,17 +339,17 @@ class Runtime(Generic[TaskT, OutputT]):
 class _OneTask(Generic[TaskT]):
     """What a rollout plan may do with one task."""
 
-    def __init__(self, runtime: Runtime[TaskT, Any], task: TaskT, group: str, size: int, split: str, step: int) -> None:
+    def __init__(self, runtime: Runtime[TaskT, Any], task: TaskT, group: str, wanted: int, split: str, step: int) -> None:
         self._runtime = runtime
         self._task = task
         self._group = group
-        self._size = size
+        self._wanted = wanted
         self._split = split
         self._step = step
 
     async def run(self, member: int) -> Episode:
         return await self._runtime.run(
-            self._task, group=self._group, member=member, wanted=self._size, split=self._split, step=self._step
+            self._task, group=self._group, member=member, wanted=self._wanted, split=self._split, step=self._step
         )
 
     async def fork(
@@ -313,8 +357,19 @@ class _OneTask(Generic[TaskT]):
     ) -> Episode:
         return await self._runtime.fork(
             self._task, of, cut, group=self._group, member=member, forced=forced,
-            wanted=self._size, split=self._split, step=self._step,
+            wanted=self._wanted, split=self._split, step=self._step,
         )  # fmt: skip
+
+    def line(
+        self, member: int, of: Episode | None = None, cut: int = 0, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
+    ) -> AbstractAsyncContextManager[Line | ReadLine]:
+        return self._runtime.line(
+            self._task, of=of, cut=cut, group=self._group, member=member, forced=forced,
+            wanted=self._wanted, split=self._split, step=self._step,
+        )  # fmt: skip
+
+    def decode(self, turn: Turn, tokens: int) -> str:
+        return self._runtime.renderers[turn.policy].decode(turn.sampled_ids[:tokens])
 
     async def cut_before(self, of: Episode, turn: Turn) -> int:
         return await self._runtime.cut_before(of, turn)

@@ -62,7 +62,8 @@ class StoredRow:
     turns: tuple[str, ...]
     """The trained turns of the path, root first."""
     advantages: tuple[bytes, ...]
-    """Little-endian float32 per trained turn: one number for all its tokens, or one a sampled token."""
+    """Little-endian float32 per trained turn: one number for all its tokens, or one a sampled token;
+    nan for a token that is out of the loss."""
     weight: float = 1.0
 
 

@@ -11,18 +11,21 @@ Values of the effects that speak of turns:
     note    name "state" {"turn", "before", "after", "action", "raw"}; "observation" {"turn", "text"}; "valid" {"turn"};
             "candidate" {"turn", "set", "index", "chosen"}; "untrained" {"turn", "why"};
             "stop" {"agent", "reason"}; "metric" {"name", "value"}
+
+A turn that called tools has a canonical action, and the state behind it is the one in which the next turn of its path began;
+a note "state" stands in the place of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
 
-from agentrl.effect import Effect
+from agentrl.effect import Effect, digest_request
 from agentrl.episode import (
     Candidate,
     Episode,
@@ -101,6 +104,7 @@ class Told:
             for reward in tail.rewards:
                 self.reward(reward)
         self.turns.sort(key=itemgetter(0))
+        after = {turn.parent.turn: turn.state.before for _, turn in reversed(self.turns) if turn.parent and turn.state}
         return Episode(
             id=head.id,
             group=head.group,
@@ -109,7 +113,7 @@ class Told:
             workflow=head.workflow,
             source=head.source,
             status=tail.status if tail else "running",
-            turns=tuple([self._joined(turn, fresh) for _, turn in self.turns]),
+            turns=tuple([self._joined(turn, fresh, after) for _, turn in self.turns]),
             output=tail.output if tail else None,
             rewards=tuple(self.rewards),
             metrics={**self.metrics, **tail.metrics} if tail else self.metrics,
@@ -126,13 +130,16 @@ class Told:
             self.said[turn] = _Said()
         return self.said[turn]
 
-    def _joined(self, turn: Turn, fresh: bool) -> Turn:
+    def _joined(self, turn: Turn, fresh: bool, after: Mapping[str, str]) -> Turn:
         if turn.id not in self.said:
             return turn
         more = self.said[turn.id]
         changes = more.fields
         if more.tools:
-            changes["tool_calls"] = (*turn.tool_calls, *sorted(more.tools, key=_call_id))
+            changes["tool_calls"] = tools = (*turn.tool_calls, *sorted(more.tools, key=_call_id))
+            if turn.state is not None and "state" not in changes:
+                behind = after[turn.id] if turn.id in after else ""
+                changes["state"] = State(turn.state.before, behind, _action(tools), turn.state.raw)
         if more.rewards:
             changes["rewards"] = (*turn.rewards, *more.rewards)
         if more.probes:
@@ -142,6 +149,11 @@ class Told:
         for name, value in changes.items():
             object.__setattr__(turn, name, value)
         return turn
+
+
+def _action(calls: Sequence[ToolCall]) -> str:
+    """The calls whatever they were written like: equal ones have equal keys."""
+    return digest_request([[call.name, dict(call.arguments)] for call in calls]).hex()
 
 
 _call_id = attrgetter("call_id")

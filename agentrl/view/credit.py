@@ -83,8 +83,8 @@ def largest(credit: Mapping[str, TurnCredit]) -> float:
 
 
 def _unpack(episode: Episode, name: str, packed: bytes) -> FloatArray:
-    """One number a sampled token; the store keeps a single one where all are equal."""
-    values = np.frombuffer(packed, dtype="<f4")
+    """One number a sampled token, 0 for one that is out of the loss; the store keeps a single one where all are equal."""
+    values = np.nan_to_num(np.frombuffer(packed, dtype="<f4"))  # nan: out of the loss
     if name not in episode.by_id:
         raise StoreError(f"a stored row is of turn {name}, which episode {episode.id} does not have; the store is damaged")
     count = len(episode.by_id[name].sampled_ids)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.credit import GRPO, Batch, Credit, GiGPO, Needs, combine, normalise, returns, to_batch, totals
+from agentrl.credit import GRPO, Batch, Credit, GiGPO, Needs, combine, normalise, returns, sizes, to_batch, totals
 from agentrl.errors import UserError
 
 rewards = st.floats(-10, 10, allow_nan=False).map(lambda x: round(x, 3))
@@ -135,6 +136,65 @@ def test_the_order_of_episodes_changes_no_advantage(chain, grouped, order):
         for turn, number, value in zip(batch.turns.turn, batch.turns.episode, GiGPO()(batch).advantage, strict=True):
             into[batch.episodes[number].id, turn.id] = value
     assert got == expected
+
+
+def plain_normalise(values, keys, std, eps, singleton, once):
+    """The definition, one value after the other, sums exact."""
+    result = []
+    for value, key in zip(values, keys, strict=True):
+        voters = {unit: v for v, k, unit in reversed(list(zip(values, keys, once, strict=True))) if k == key}  # the first
+        sample = list(voters.values())
+        if len(sample) == 1:
+            result.append(value if singleton == "raw" else singleton)
+            continue
+        mean = sample[0] if len(set(sample)) == 1 else math.fsum(sample) / len(sample)
+        squares = math.fsum((v - mean) ** 2 for v in sample)
+        below = 1.0 if std is None else math.sqrt(squares / (len(sample) - (std == "sample"))) + eps
+        result.append((value - mean) / below)
+    return result
+
+
+units = st.lists(st.tuples(rewards, st.integers(0, 3), st.integers(0, 2), st.integers(0, 3)), max_size=24)
+
+
+@given(units, stds, st.sampled_from([0.0, "raw", -2.0]), st.booleans())
+def test_normalise_gives_what_the_definition_gives(drawn, std, singleton, by_unit):
+    values, first, second, unit = (np.array(column) for column in zip(*drawn, strict=True)) if drawn else [np.zeros(0)] * 4
+    once = unit if by_unit else None
+    got = normalise(values, by=(first, second), std=std, eps=1e-3, singleton=singleton, once=once)
+    keys, names = [(a, b) for _, a, b, _ in drawn], unit.tolist() if by_unit else range(len(drawn))
+    wanted = plain_normalise(values.tolist(), keys, std, 1e-3, singleton, names)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+    counted = [len({name for k, name in zip(keys, names, strict=True) if k == key}) for key in keys]
+    assert sizes(by=(first, second), once=once).tolist() == counted
+
+
+members = st.lists(st.tuples(rewards, st.integers(0, 2)), min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(members, rewards), min_size=1, max_size=4), st.floats(0, 1), st.booleans(), st.booleans())
+def test_returns_give_what_the_definition_gives(chain, grouped, drawn, gamma, by_agent, outcome):
+    built = []
+    for e, (own, end) in enumerate(drawn):
+        episode = chain(f"e{e}", "g", [value for value, _ in own], outcome=end)
+        for turn, (_, agent) in zip(episode.turns, own, strict=True):
+            object.__setattr__(turn, "agent", f"agent-{agent}")
+        built.append(episode)
+    batch = to_batch(grouped(built))
+    wanted = []
+    for own, end in drawn:
+        for t, (_, agent) in enumerate(own):
+            sequence = [value for value, other in own[t:] if not by_agent or other == agent]
+            later = math.fsum(gamma**k * value for k, value in enumerate(sequence))
+            wanted.append(later + gamma ** (len(sequence) - 1) * end * outcome)
+    got = returns(batch.turns, gamma, by="agent" if by_agent else "episode", outcome=outcome)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_of_nothing_there_is_nothing():
+    none = to_batch([]).turns
+    for column in (returns(none), totals(none), normalise([], by=(none.group,)), sizes(by=(none.group,))):
+        assert column.shape == (0,)
 
 
 @dataclass(frozen=True, slots=True)

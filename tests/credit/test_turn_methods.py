@@ -342,5 +342,6 @@ def test_a_base_that_leaves_forced_tokens_out_is_masked_at_the_right_place(chain
 
 def test_what_they_need_is_known_before_the_run():
     assert SALT().needs == Needs(state=True, group=2)
-    assert ATGRPO().needs == Needs(state=True)
-    assert SUPO().needs == THOR().needs == MasHostHRPO().needs == Needs(group=2)
+    assert ATGRPO().needs == Needs(state=True, stopped=True)
+    assert THOR().needs == Needs(group=2, stopped=True)
+    assert SUPO().needs == MasHostHRPO().needs == Needs(group=2)

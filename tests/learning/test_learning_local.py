@@ -76,14 +76,14 @@ def test_a_step_tells_what_it_did(model, batch_rows):
 
 
 def test_the_loss_does_not_depend_on_how_the_step_is_cut(model, batch_rows):
-    whole = LocalLearner("p", model, Clipped(kl=0.1, aggregate="row", ratio="sequence"))
-    cut = LocalLearner("p", model, Clipped(kl=0.1, aggregate="row", ratio="sequence"), microbatch_tokens=30)
+    objective = Clipped(kl=0.1, kl_to="behaviour", aggregate="row", ratio="sequence")
+    whole, cut = LocalLearner("p", model, objective), LocalLearner("p", model, objective, microbatch_tokens=30)
     one, other = whole.step(batch_rows), cut.step(batch_rows)
     assert other.loss == pytest.approx(one.loss, rel=1e-5)
     assert other.metrics["grad_norm"] == pytest.approx(one.metrics["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"kl": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"kl": 0.5, "kl_to": "behaviour"}])
 def test_rows_without_advantage_count_and_cost_no_backward_pass(model, batch_rows, settings, monkeypatch):
     quiet = [
         replace(row, trained=tuple(replace(t, advantage=t.advantage * (number % 3 == 0)) for t in row.trained))

@@ -86,7 +86,7 @@ def test_by_row_a_row_keeps_its_weight_while_a_token_of_it_is_kept_and_goes_when
 @pytest.mark.parametrize("aggregate", ["token", "row", "episode"])
 def test_where_all_is_masked_there_is_nothing_to_learn(aggregate: Any) -> None:
     far = torch.tensor(BEHAVIOUR, dtype=torch.float64) - 9
-    loss, grad, metrics = gradient(Clipped(aggregate=aggregate, kl=0.1, correction=Masked()), behaviour=far)
+    loss, grad, metrics = gradient(Clipped(aggregate=aggregate, kl=0.1, kl_to="behaviour", correction=Masked()), behaviour=far)
     assert loss == 0.0 and grad == [0.0] * 6
     assert metrics["correction/masked"] == 1.0 and metrics["correction/mean"] == 0.0
 
@@ -118,7 +118,7 @@ def fixed(objective: Clipped, logprobs: list[float], factors: list[float], kept:
     "correction", [Truncated(1.2), Truncated(1.4, "sequence"), Masked(0.5, 1.2), Masked(0.0, 1.5, "sequence")]
 )
 def test_the_gradient_is_that_of_the_ratio_against_the_old_policy_alone(aggregate: Any, correction: Any) -> None:
-    objective = Clipped(aggregate=aggregate, kl=0.3, correction=correction)
+    objective = Clipped(aggregate=aggregate, kl=0.3, kl_to="behaviour", correction=correction)
     raw = RATIOS if correction.by == "token" else [BY_ROW[row] for row in ROW]
     if isinstance(correction, Truncated):
         factors, kept = [min(w, correction.at) for w in raw], [1.0] * 6

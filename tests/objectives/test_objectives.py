@@ -7,7 +7,7 @@ import torch
 
 from agentrl.errors import UserError
 from agentrl.objectives import CISPO, NLL, Clipped, Entries
-from agentrl.objectives.clipped import k3
+from agentrl.objectives.divergence import estimate
 
 ROW = [0, 0, 0, 1, 2, 2]
 TURN = [0, 0, 1, 2, 3, 3]
@@ -116,7 +116,7 @@ def test_kl_is_against_the_reference_if_there_is_one_else_the_behaviour():
     reference = torch.tensor(BEHAVIOUR, dtype=torch.float64) - 0.3
     plain, _ = Clipped()(entries())
     for anchor, changes in ((BEHAVIOUR, {}), (reference.tolist(), {"reference": reference})):
-        loss, metrics = Clipped(kl=0.5)(entries(**changes))
+        loss, metrics = Clipped(kl=0.5, kl_to="reference" if changes else "behaviour")(entries(**changes))
         gaps = [old - new for new, old in zip(LOGPROBS, anchor, strict=True)]
         penalties = [math.exp(g) - g - 1 for g in gaps]
         assert (loss - plain).item() == pytest.approx(0.5 * weighted(penalties, WEIGHT), abs=1e-12)
@@ -142,7 +142,7 @@ def test_a_stale_token_cannot_overflow_the_ratio():
 
 def test_k3_is_never_negative_and_zero_only_where_both_agree():
     d = torch.linspace(-3, 3, 61, dtype=torch.float64)
-    values = k3(torch.zeros_like(d), d)
+    values = estimate("k3", torch.zeros_like(d), d)
     assert (values >= 0).all()
     assert [i for i, v in enumerate(values.tolist()) if v < 1e-12] == [30]
 

@@ -1,6 +1,9 @@
 """The search agent as experiments: a supervised warm start on demonstrations, then reinforcement learning.
 
 agentrl train agentrl_workflows.search_qa.experiment:search_qa --set policies.model=FOLDER --out runs/mine
+
+Methods that look at the likelihood of the right answer find its probe by name:
+--credit igpo --set probes=agentrl_workflows.search_qa.experiment:PROBES
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from agentrl.engines import Demonstrations
 from agentrl.learning.optimisers import Muon
 from agentrl.learning.schedules import Linear
 from agentrl.objectives import NLL, Clipped
+from agentrl.probes import AnswerProbe
 from agentrl.rollout import Independent
 from agentrl.tasks import Uniform
 from agentrl_workflows.search_qa.curriculum import HOPS, rising, warm_up_questions
@@ -34,6 +38,15 @@ async def answer(task: Question, team: Team) -> str:
 def right(task: Question, output: str, episode: Episode) -> float:
     """1 for the answer that the documents hold, else 0."""
     return exact_match(output, task.answer)
+
+
+def answer_of(task: Question) -> str:
+    """What `AnswerProbe` asks for."""
+    return task.answer
+
+
+PROBES = (AnswerProbe(answer_of, lead=""),)
+"""The likelihood of the right answer before each turn: an answer is a turn of its own, so nothing leads it in."""
 
 
 def search_qa(model: str | Path = "models/warm", *, seed: int = 0, steps: int = 300) -> Experiment[Question, str]:
