@@ -189,6 +189,8 @@ class Reward:
     value: float
     turn: str | None = None
     agent: str | None = None
+    after: str | None = None
+    """Of one that was given to no turn: the last turn that had been sampled then; None = unknown, or given behind the end."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

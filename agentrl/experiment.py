@@ -19,6 +19,7 @@ from agentrl.objectives import Clipped
 from agentrl.objectives.contract import Objective
 from agentrl.probes.contract import Probe
 from agentrl.rollout import Independent, RolloutPlan
+from agentrl.rollout.contract import PlaysReference
 from agentrl.tasks.contract import TaskSource
 from agentrl.transforms.contract import RewardTransform
 from agentrl.workflow import OutputT, TaskT, Workflow
@@ -49,6 +50,11 @@ class Policy:
             raise UserError(f"policy {self.name}: temperature must be >= 0, got {self.temperature}")
         if isinstance(self.lora, int):
             object.__setattr__(self, "lora", LoRA(self.lora))
+
+
+def reference_policy() -> Policy:
+    """What `--set reference=on` stands for; `--set reference.model=FOLDER` says which."""
+    return Policy("reference", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Experiment(Generic[TaskT, OutputT]):
     seed: int = 0
     min_group: int = 2
     """A group of several that has fewer finished members than this is left out of its batch."""
+    train_overlong: bool = False
+    """Whether episodes that were cut off are trained; if not, they still count in the statistics of their group."""
     eval_every: int = 20
     eval_tasks: int | None = None
     """How many of `held_out`; None = all."""
@@ -100,6 +108,8 @@ class Experiment(Generic[TaskT, OutputT]):
         for name in ("tasks_per_step", "threads", "min_group", "keep_checkpoints", "microbatch_tokens", "push_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.reference is not None and not self.reference.frozen:
+            raise UserError(f"a reference is frozen, this one is not: Policy({self.reference.name!r}, ..., frozen=True)")
         given: Any = self.transforms
         if not isinstance(given, Sequence):
             raise UserError(f"transforms are several, got {given!r:.80}; write transforms=(..., ) even for one")
@@ -114,6 +124,21 @@ class Experiment(Generic[TaskT, OutputT]):
         if isinstance(self.policies, Policy):
             return dict.fromkeys(self.workflow.agents, self.policies)
         return {role: self.policies[role] for role in self.workflow.agents}
+
+    @property
+    def by_reference(self) -> dict[str, Policy]:
+        """The policy of each role where the reference plays every trained one."""
+        played = self.by_role
+        return {role: policy if policy.frozen else self.reference or policy for role, policy in played.items()}
+
+    @property
+    def served(self) -> dict[str, Policy]:
+        """What an engine serves, by name: `by_name`, and the reference if the rollout plan has it play."""
+        if self.reference is None or not isinstance(self.rollout, PlaysReference):
+            return self.by_name
+        if self.by_name.get(self.reference.name, self.reference) != self.reference:
+            raise UserError(f"two different policies are called {self.reference.name!r}; give the reference another name")
+        return {**self.by_name, self.reference.name: self.reference}
 
     @property
     def by_name(self) -> dict[str, Policy]:

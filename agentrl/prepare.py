@@ -48,7 +48,7 @@ def prepare(experiment: Experiment[Any, Any], groups: Sequence[Group], learners:
         batch, credit = _assign(experiment, groups)
         return Prepared({name: to_rows(batch, credit, name) for name in learners}, (), credit.metrics)
     whole = to_batch(groups, train_overlong=True)  # credit looks at episodes that are too long to be trained as well
-    values = critic.values(critic_rows(whole, np.zeros(len(whole.turns)), critic.sees))
+    values = critic.values(critic_rows(whole, np.zeros(len(whole.turns)), critic.sees), estimator.over)
     columns = {(row.episode.id, each.turn.id): each.advantage for row in values for each in row.trained}
     batch, credit = _assign(experiment, with_values(groups, columns))
     rows = {name: to_rows(batch, credit, name) for name in learners if name != CRITIC}
@@ -57,4 +57,10 @@ def prepare(experiment: Experiment[Any, Any], groups: Sequence[Group], learners:
 
 
 def _assign(experiment: Experiment[Any, Any], groups: Sequence[Group]) -> tuple[Batch, Credit]:
-    return assign(groups, experiment.credit, experiment.transforms, min_group=experiment.min_group)
+    return assign(
+        groups,
+        experiment.credit,
+        experiment.transforms,
+        min_group=experiment.min_group,
+        train_overlong=experiment.train_overlong,
+    )

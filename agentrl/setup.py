@@ -14,6 +14,7 @@ from typing import Any
 from agentrl.config import experiment_json
 from agentrl.credit import PassAtK
 from agentrl.credit.contract import Estimator, Needs
+from agentrl.credit.pvpo import REFERENCE_REWARDS
 from agentrl.credit.values import CRITIC, VALUE, value_based
 from agentrl.engines.specs import SGLang, own_renderer
 from agentrl.errors import UserError
@@ -21,9 +22,14 @@ from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner
 from agentrl.learning.critic import Critic
 from agentrl.learning.lora import LoRA
+from agentrl.learning.vocabulary import check_same_vocabulary
 from agentrl.metrics import JSONL, Console, OfRun, Sink, TensorBoard, sink_named
+from agentrl.rollout.contract import FromDemonstrations, PlaysReference
+from agentrl.runtime.demonstrations import Demonstrations
 from agentrl.runtime.policies import model_folder
 from agentrl.tasks import TaskSource, Uniform
+from agentrl.transforms.tasks import of_task
+from agentrl.workflow import task_as_json
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +60,28 @@ def check(experiment: Experiment[Any, Any]) -> None:
         if not (folder := model_folder(policy)).joinpath("config.json").is_file():
             raise UserError(f"policy {policy.name!r}: {folder} is no model folder (it has no config.json)")
     check_credit(experiment)
+    check_reference(experiment)
+    check_demonstrations(experiment)
     check_critic(experiment)
+    check_objective(experiment)
+
+
+def check_objective(experiment: Experiment[Any, Any]) -> None:
+    """`UserError` for a KL term against a reference policy that is not there, or that means other tokens by the same ids."""
+    if not getattr(experiment.objective, "needs_reference", False):
+        return
+    method, reference = type(experiment.objective).__name__, experiment.reference
+    if reference is None:
+        raise UserError(
+            f"{method} has a KL term against a reference policy, and the experiment has none; Experiment(..., "
+            'reference=Policy("reference", model=FOLDER, frozen=True)), or --set objective.kl=0'
+        )
+    folder = model_folder(reference)
+    if not folder.joinpath("config.json").is_file():
+        raise UserError(f"reference {reference.name!r}: {folder} is no model folder (it has no config.json)")
+    for policy in experiment.by_name.values():
+        if not policy.frozen:
+            check_same_vocabulary(model_folder(policy), folder)
 
 
 def check_critic(experiment: Experiment[Any, Any]) -> None:
@@ -72,11 +99,14 @@ def check_critic(experiment: Experiment[Any, Any]) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"critic: {folder} is no model folder (it has no config.json)")
     for policy in experiment.by_name.values():
-        if not policy.frozen and _tokenizer(model_folder(policy)) != _tokenizer(folder):
-            raise UserError(
-                f"the critic would read the token ids of policy {policy.name!r}, but {folder} has another tokenizer.json than "
-                f"{model_folder(policy)}; a critic needs one tokenizer for all policies that are trained: Critic(model=FOLDER)"
-            )
+        if not policy.frozen:
+            try:
+                check_same_vocabulary(model_folder(policy), folder)
+            except UserError as error:
+                raise UserError(
+                    f"a critic reads the token ids of all policies that are trained, and {folder} has not the vocabulary of "
+                    f"policy {policy.name!r}; Critic(model=FOLDER) with one that all of them have"
+                ) from error
 
 
 def critic_folder(experiment: Experiment[Any, Any]) -> Path:
@@ -84,11 +114,6 @@ def critic_folder(experiment: Experiment[Any, Any]) -> Path:
     assert experiment.critic is not None
     policy = next(policy for policy in experiment.by_name.values() if not policy.frozen)
     return model_folder(replace(policy, model=experiment.critic.model) if str(experiment.critic.model) else policy)
-
-
-def _tokenizer(folder: Path) -> bytes | None:
-    file = folder / "tokenizer.json"
-    return file.read_bytes() if file.is_file() else None
 
 
 def check_credit(experiment: Experiment[Any, Any]) -> None:
@@ -121,9 +146,12 @@ def check_credit(experiment: Experiment[Any, Any]) -> None:
             f"{type(experiment.credit).__name__} needs the probe {', '.join(map(repr, unasked))}, which nothing asks; "
             "Experiment(..., probes=(AnswerProbe(answer=function of the task),)) or a probe of this name of your own"
         )
-    lacking = [name for name in ("reference_rewards",) if getattr(needs, name)]
-    if lacking:
-        raise UserError(f"{type(experiment.credit).__name__} needs {', '.join(lacking)} recorded, which nothing here records")
+    if needs.reference_rewards and not (isinstance(experiment.rollout, PlaysReference) or _tasks_are_measured(experiment)):
+        raise UserError(
+            f"{type(experiment.credit).__name__} needs what a reference policy earned on each task, and nothing measures it; "
+            f"--set rollout=referenced --set reference=on --set reference.model=FOLDER, or tasks with {REFERENCE_REWARDS}, a "
+            "list of numbers"
+        )
     if isinstance(experiment.credit, PassAtK) and experiment.credit.k >= experiment.rollout.size:
         k, size = experiment.credit.k, experiment.rollout.size
         raise UserError(
@@ -131,6 +159,66 @@ def check_credit(experiment: Experiment[Any, Any]) -> None:
         )
     for base in _bases(experiment.credit):
         check_credit(replace(experiment, credit=base))
+
+
+def check_reference(experiment: Experiment[Any, Any]) -> None:
+    """`UserError` for a plan with rollouts of a reference that cannot play, or that nothing is compared with."""
+    plan, engine, reference = type(experiment.rollout).__name__, experiment.engine, experiment.reference
+    if not isinstance(experiment.rollout, PlaysReference):
+        return
+    if not _needs_reference(experiment.credit):
+        raise UserError(
+            f"{plan} has rollouts of a reference, with which {type(experiment.credit).__name__} would compare the policy's as "
+            "if they were its own; --credit pvpo, or --set rollout=independent"
+        )
+    if reference is None:
+        raise UserError(
+            f"{plan} has rollouts of a reference, and there is none; --set reference=on --set reference.model=FOLDER"
+        )
+    if engine.source == "demonstration" or own_renderer(engine, reference.name) is not None:
+        raise UserError(
+            f"the reference {reference.name!r} plays with token ids, which {type(engine).__name__} does not give for it; "
+            "--set engine=local, or Several with an engine of its own"
+        )
+    if isinstance(engine, SGLang) and engine.adapters:
+        raise UserError(
+            f"a server of adapters has none for the reference {reference.name!r}; give it a server of its own: "
+            f"Several({{{reference.name!r}: SGLang(URL)}}, rest=...)"
+        )
+    if not str(reference.model):
+        raise UserError(f"the reference {reference.name!r} has no model; --set reference.model=FOLDER")
+    if not (folder := model_folder(reference)).joinpath("config.json").is_file():
+        raise UserError(f"reference {reference.name!r}: {folder} is no model folder (it has no config.json)")
+
+
+def check_demonstrations(experiment: Experiment[Any, Any]) -> None:
+    """`UserError` for a plan that begins inside demonstrations, and there are none of any task."""
+    plan, tasks = experiment.rollout, experiment.tasks
+    if not isinstance(plan, FromDemonstrations) or not plan.episodes:
+        return
+    known = Demonstrations(plan.episodes)
+    if not isinstance(tasks, Sequence):
+        tasks = ()
+    if not len(known) or (len(tasks) and not any(known.of(task_as_json(task), plan.least) for task in tasks)):
+        raise UserError(
+            f"{plan.episodes} holds finished episodes of {len(known)} tasks, and none that {type(plan).__name__} can begin "
+            "inside; give a run on the same tasks, --set rollout.episodes=RUN, or a lower rollout.least"
+        )
+
+
+def _needs_reference(estimator: Estimator) -> bool:
+    return estimator.needs.reference_rewards or any(_needs_reference(base) for base in _bases(estimator))
+
+
+def _tasks_are_measured(experiment: Experiment[Any, Any]) -> bool:
+    """Whether tasks bring the rewards of a reference; of a source the first task is asked."""
+    tasks: Any = experiment.tasks
+    if not isinstance(tasks, Sequence):
+        state = tasks.state()
+        first = tasks.take(1)
+        tasks.load(state)
+        tasks = first
+    return all(of_task(task, REFERENCE_REWARDS) for task in tasks)
 
 
 def _bases(estimator: Estimator) -> Iterator[Estimator]:
@@ -146,6 +234,8 @@ def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, L
         from agentrl.learning.local import LocalLearner
     except ModuleNotFoundError as error:
         raise UserError(f'learning needs {error.name}; pip install "agentrl-runtime[local]"') from error
+    anchor = experiment.reference if getattr(experiment.objective, "needs_reference", False) else None
+    reference = None if anchor is None else model_folder(anchor)
     learners: dict[str, Learner] = {
         name: LocalLearner(
             name,
@@ -153,6 +243,7 @@ def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, L
             experiment.objective,
             optimiser=policy.optimiser,
             lora=policy.lora if isinstance(policy.lora, LoRA) else None,
+            reference=reference,
             microbatch_tokens=experiment.microbatch_tokens,
             threads=experiment.threads,
             lineage=lineage,
@@ -168,11 +259,9 @@ def open_learners(experiment: Experiment[Any, Any], lineage: str) -> dict[str, L
 def _open_critic(experiment: Experiment[Any, Any], critic: Critic, lineage: str) -> Learner:
     from agentrl.learning.values import ValueLearner
 
-    estimator = value_based(experiment.credit)
     return ValueLearner(
         critic_folder(experiment),
         critic,
-        over="turn" if estimator is None else estimator.over,
         microbatch_tokens=experiment.microbatch_tokens,
         threads=experiment.threads,
         lineage=lineage,

@@ -178,7 +178,7 @@ class Training:
             async with self.publisher.room():
                 for name, learner in self.learners.items():
                     if rows[name]:
-                        lag = staleness(rows[name], learner.version)
+                        lag = staleness(rows[name], learner.version) if name != CRITIC else {}
                         done = await asyncio.to_thread(learner.step, rows[name])
                         stats[name] = replace(done, metrics={**done.metrics, **lag})
         faults.point("learn.done")

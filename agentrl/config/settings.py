@@ -29,6 +29,7 @@ def short_names(hint: Any) -> Mapping[str, Any] | None:
     """The short names that a field of this annotation takes, in `| None` and `Sequence[]` as well; None if it takes none."""
     from agentrl.credit import ESTIMATORS, Estimator
     from agentrl.engines.specs import VLLM, EngineSpec, Local, OpenAI, SGLang
+    from agentrl.experiment import Policy, reference_policy
     from agentrl.learning.critic import Critic
     from agentrl.learning.optimisers import AdamW, Muon, Optimiser
     from agentrl.learning.schedules import Constant, Cosine, Linear, Schedule
@@ -39,6 +40,7 @@ def short_names(hint: Any) -> Mapping[str, Any] | None:
     tables: dict[Any, Mapping[str, Any]] = {
         Estimator: ESTIMATORS,
         Critic: {"on": Critic},
+        Policy: {"on": reference_policy},
         RewardTransform: TRANSFORMS,
         Objective: OBJECTIVES,
         RolloutPlan: PLANS,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
-from agentrl.credit.contract import Batch, Credit, Floats, Ints, Needs
+from agentrl.credit.contract import Batch, Credit, Needs
 from agentrl.credit.statistics import normalise, totals
 from agentrl.credit.tree import Forest
 
@@ -16,8 +14,8 @@ from agentrl.credit.tree import Forest
 class ARPO:
     """Agentic Reinforced Policy Optimization (Dong et al. 2025, arXiv 2507.19849). Its plan is `agentrl.rollout.EntropyTree`.
 
-    `shared="soft"`, the authors' default, is GRPO over the leaves: a shared turn stands in the row of each leaf behind it, with
-    one ratio, so that its advantage is their mean in effect. "hard" says so: a shared turn gets that mean in each of the rows.
+    `shared="soft"`, the authors' default, is GRPO over the leaves: shared tokens stand in the row of each leaf behind them,
+    with one ratio, so that the leaves' mean is their advantage in effect. "hard" says so: they get that mean in each row.
     """
 
     shared: Literal["soft", "hard"] = "soft"
@@ -27,16 +25,13 @@ class ARPO:
     needs: ClassVar[Needs] = Needs(group=2, forks=True)
 
     def __call__(self, batch: Batch) -> Credit:
-        """The advantage of each turn."""
-        turns = batch.turns
-        advantage = normalise(
+        """The advantage of each turn, or of each of its tokens where leaves branch inside it."""
+        turns, forest = batch.turns, Forest.of(batch)
+        soft = normalise(
             totals(turns), by=(turns.group,), std=self.std, eps=self.eps, singleton=self.singleton, once=turns.episode
         )
-        if self.shared == "hard" and len(turns):
-            advantage = _mean_by(advantage, Forest.of(batch).node)
-        return Credit(turns, advantage, metrics={"credit/zero": float(np.mean(advantage == 0.0)) if len(turns) else 0.0})
-
-
-def _mean_by(values: Floats, key: Ints) -> Floats:
-    """The mean over all values of equal key, for each; equal values keep their exact value."""
-    return values - normalise(values, by=(key,))
+        advantage = soft
+        if self.shared == "hard":
+            values, nodes = soft[forest.stretches.turn], forest.stretches.node
+            advantage = forest.by_turn(values - normalise(values, by=(nodes,)))  # their mean; equal ones keep their exact value
+        return Credit(turns, advantage, inherited=True, metrics=forest.metrics(soft))

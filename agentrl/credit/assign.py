@@ -30,8 +30,9 @@ def assign(
 ) -> tuple[Batch, Credit]:
     """The batch of these groups and the credit of its turns.
 
-    A group of several with fewer than `min_group` finished members is left out; `train_overlong` is that of `to_batch`. `UserError` for a transform or an estimator
-    that raises or gives what it should not: it names the plug-in, what it gave, where, and what to do.
+    A group of several with fewer than `min_group` finished members is left out; `train_overlong` is that of `to_batch`.
+    `UserError` for a transform or an estimator that raises or gives what it should not: it names the plug-in, what it gave,
+    where, and what to do.
     """
     kept = [group for group in groups if len(group.finished) >= min(min_group, group.wanted)]
     batch = to_batch(transformed(kept, transforms), train_overlong=train_overlong)

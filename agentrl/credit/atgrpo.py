@@ -11,20 +11,19 @@ import numpy as np
 from agentrl.credit.contract import Batch, Credit, Floats, Ints, Needs
 from agentrl.credit.statistics import normalise, sizes
 from agentrl.episode import Episode
-from agentrl.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class ATGRPO:
     """A = (r - mean r) / (std r + eps) over turns of one agent, index and state; r = alpha team + local.
 
-    Agent- and turn-wise GRPO (arXiv 2510.11062). Turns drawn in one place are compared: by the plan `Candidates`, or of one set of
-    `Turn.candidate`. Any other turn is compared with the turns of its group that have its agent, index and `State.before`. Local
-    is what was given to an agent, team the rest, and the outcome, which the candidates of one episode share.
+    Agent- and turn-wise GRPO (arXiv 2510.11062). Turns drawn in one place are compared: by the plan `Candidates`, or of one set
+    of `Turn.candidate`. Any other turn is compared with the turns of its group that have its agent, index and `State.before`.
+    Local is what was given to an agent, team the rest, and the outcome, which the candidates of one episode share.
 
-    A candidate of the plan is worth what was given up to the next reward point: to it and to the turns behind it, the first
-    rewarded one included, and the outcome if that is the episode's end. The turns behind it share its advantage; a turn that
-    several episodes share is compared and trained in the first of them.
+    A candidate of the plan is worth what was given up to the next reward point: for it, for the turns behind it, up to the
+    first behind which a reward was given, and at the end if that comes before. The turns behind it share its advantage; a turn
+    that several episodes share is compared and trained in the first of them.
 
     alpha is 1 in the paper as far as known and 0.7 in the authors' documentation. The authors' code gives a group of one 0 as
     soon as any group of the batch has two members, and its raw reward otherwise; here it gets `singleton`. Their filters of
@@ -38,13 +37,13 @@ class ATGRPO:
     needs: ClassVar[Needs] = Needs(state=True, stopped=True)
 
     def __call__(self, batch: Batch) -> Credit:
-        """The advantage of each turn. `UserError` for a stopped episode with a reward of no turn."""
+        """The advantage of each turn; weight 0 for a copy of a turn that an episode before it holds."""
         turns = batch.turns
+        reward = self.alpha * (turns.reward - turns.local + turns.outcome) + turns.local
         place, leader = _candidates(batch), np.arange(len(turns))
         for number, group in enumerate(batch.groups):
             if any(episode.fork_of for episode in group.episodes):
-                _branch(batch, number, place, leader)
-        reward = self._rewards(batch, place, leader)
+                self._branch(batch, number, place, leader, reward)
         heads = np.flatnonzero(leader == np.arange(len(turns)))
         like = tuple(np.where(place < 0, column, 0)[heads] for column in (turns.agent, turns.index, turns.state))
         by = (turns.group[heads], place[heads], *like)
@@ -54,68 +53,56 @@ class ATGRPO:
         weight = (leader >= 0).astype(np.float64)
         return Credit(turns, np.where(leader >= 0, own[leader], 0.0), weight, metrics={"credit/compared": compared})
 
-    def _rewards(self, batch: Batch, place: Ints, leader: Ints) -> Floats:
-        """(T,) alpha team + local; of a turn that the plan drew, over all its stretch."""
+    def _branch(self, batch: Batch, group: int, place: Ints, leader: Ints, reward: Floats) -> None:
+        """Sets, for the turns of a group: its place; the turn that leads its stretch, itself or -1 for a copy; its reward.
+
+        A turn was drawn in one place with another if all before them is shared, their ids are equal, and they are not.
+        """
         turns = batch.turns
-        given = self.alpha * (turns.reward - turns.local) + turns.local
-        outcome = self.alpha * turns.outcome
-        drawn = place <= _BY_PLAN
-        if not drawn.any():
-            return given + outcome
-        counted = leader >= 0
-        stretch = np.zeros(len(turns))
-        np.add.at(stretch, leader[counted], (given + np.where(turns.last, outcome, 0.0))[counted])
-        return np.where(drawn, stretch, given + outcome)
+        rows = np.flatnonzero(turns.group == group).tolist()
+        row = {(int(turns.episode[t]), turns.turn[t].id): t for t in rows}
+        numbers = dict.fromkeys(int(turns.episode[t]) for t in rows)
+        paths = dict(zip(numbers, _paths([batch.episodes[n] for n in numbers]), strict=True))
+        drawn: dict[tuple[int, str], set[int]] = {}
+        for at, node in (step for path in paths.values() for step in path):
+            drawn.setdefault(at, set()).add(node)
+        lowest = min(int(place.min(initial=-1)), -1)
+        chosen = {at: lowest - 1 - n for n, at in enumerate(at for at, nodes in drawn.items() if len(nodes) > 1)}
+        seen: set[int] = set()
+        for number, path in paths.items():
+            episode, head = batch.episodes[number], -1
+            given, last = self._given(episode), episode.turns[-1]
+            for turn, (at, node) in zip(episode.turns, path, strict=True):
+                t = row.get((number, turn.id), -1)
+                if at in chosen and t >= 0:
+                    head, place[t], reward[t] = t, chosen[at], 0.0
+                elif head >= 0 and t >= 0:
+                    leader[t] = head
+                if head >= 0:
+                    reward[head] += given.get(turn.id, 0.0) + (given.get(None, 0.0) if turn is last else 0.0)
+                if t >= 0 and node in seen:
+                    leader[t] = -1
+                seen.add(node)
+                if turn.id in given:
+                    head = -1
 
-
-_BY_PLAN = -2
-"""Places of the plan are numbered from here down, those of candidate sets from 0 up; -1 = no candidate."""
+    def _given(self, episode: Episode) -> dict[str | None, float]:
+        """alpha team + local by the turn that it was given to, or behind which it was given; None = at the end."""
+        found: dict[str | None, float] = {}
+        for reward in (reward for part in (*episode.turns, episode) for reward in part.rewards):
+            at = reward.turn or reward.after
+            found[at] = found.get(at, 0.0) + (self.alpha if reward.agent is None else 1.0) * reward.value
+        return found
 
 
 def _candidates(batch: Batch) -> Ints:
-    """(T,) equal for the candidates of one set of one episode; -1 where a turn is of none."""
+    """(T,) from 0 up, equal for the candidates of one set of one episode; -1 where a turn is of none."""
     numbers: dict[tuple[int, str], int] = {}
     found = np.full(len(batch.turns), -1, np.int64)
     for t, turn in enumerate(batch.turns.turn):
         if turn.candidate is not None:
             found[t] = numbers.setdefault((int(batch.turns.episode[t]), turn.candidate.set), len(numbers))
     return found
-
-
-def _branch(batch: Batch, group: int, place: Ints, leader: Ints) -> None:
-    """Sets place and leader of a group's turns: the turn that leads a stretch, or itself; -1 for a copy in a later episode.
-
-    A turn was drawn in one place with another if all before them is shared, their ids are equal, and they are not.
-    """
-    turns = batch.turns
-    rows = np.flatnonzero(turns.group == group).tolist()
-    row = {(int(turns.episode[t]), turns.turn[t].id): t for t in rows}
-    episodes = [(number, batch.episodes[number]) for number in dict.fromkeys(int(turns.episode[t]) for t in rows)]
-    paths = _paths([episode for _, episode in episodes])
-    drawn: dict[tuple[int, str], set[int]] = {}
-    for path in paths:
-        for at, node in path:
-            drawn.setdefault(at, set()).add(node)
-    seen: set[int] = set()
-    first = int(place.min(initial=-1))
-    number_of = {at: min(first, -1) - 1 - n for n, at in enumerate(at for at, nodes in drawn.items() if len(nodes) > 1)}
-    for (number, episode), path in zip(episodes, paths, strict=True):
-        _check(episode)
-        head = -1
-        for turn, (at, node) in zip(episode.turns, path, strict=True):
-            t = row.get((number, turn.id), -1)
-            if at in number_of:
-                head = t
-            if t >= 0:
-                if at in number_of:
-                    place[t] = number_of[at]
-                elif head >= 0:
-                    leader[t] = head
-                if node in seen:
-                    leader[t] = -1
-            seen.add(node)
-            if turn.rewards:
-                head = -1
 
 
 def _paths(episodes: Sequence[Episode]) -> list[list[tuple[tuple[int, str], int]]]:
@@ -130,11 +117,3 @@ def _paths(episodes: Sequence[Episode]) -> list[list[tuple[tuple[int, str], int]
             before = node
         paths.append(path)
     return paths
-
-
-def _check(episode: Episode) -> None:
-    if episode.status == "stopped" and episode.rewards:
-        raise UserError(
-            f"ATGRPO: episode {episode.id} was stopped at a reward, and its reward {episode.rewards[0].name!r} is of no turn, so it "
-            "cannot be told from an outcome; give it to one: team.reward(value, turn=reply.turn)"
-        )

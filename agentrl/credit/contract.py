@@ -103,6 +103,9 @@ class Credit:
     mask: Sequence[Bools] | None = None
     """Of each turn which of its sampled (or of its drawn) tokens are trained; None = all drawn ones. The others are in no loss
     and in no mean of it, in whichever row they stand; an advantage of 0 leaves a token in the means."""
+    inherited: bool = False
+    """Whether a fork trains, as its own, the tokens that it goes on from inside a turn (`agentrl.credit.tree`), with the
+    log-probs of who drew them. A shared prefix then carries the credit of each leaf, wherever it ends."""
 
 
 class Estimator(Protocol):

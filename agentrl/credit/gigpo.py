@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Ints, Needs
-from agentrl.credit.statistics import combine, normalise, returns, sizes, totals
+from agentrl.credit.statistics import alone, combine, normalise, returns, sizes, totals
 from agentrl.episode import Episode, Turn
 from agentrl.errors import UserError
 
@@ -19,12 +19,12 @@ class GiGPO:
     """A = A_E + omega A_S (Feng et al. 2025, arXiv 2505.10978).
 
     A_E compares whole episodes of a group (eq. 3), A_S the return-to-go of turns of a group that began in the same state
-    (eqs. 6 and 7; exact match of `State.before`). Both subtract the mean, and divide by `std` + eps if it is given; None is
+    (eqs. 6 and 7; exact match of `State.before`). Both subtract the mean, and divide by `std` + 1e-6 if it is given; None is
     the default of the authors' code ("mean_norm"), "sample" its "mean_std_norm".
 
     `statistics="trajectories"` counts each episode once, as the paper does; "rows" counts it once for each of its turns, as
     the authors' code does by default. `invalid_penalty` is subtracted from both scores of a turn that is not valid, after the
-    returns (0.1 in the code). A state seen once gives A_S = 0; an episode alone in its group gives A_E = `singleton`.
+    returns (0.1 in the code). A state seen once gives A_S = 0; an episode alone in its group gives A_E = `singleton`, A_S = 0.
 
     With `similarity` (0.9 in the authors' script for search) states are what the turn was shown: `State.raw`, else the results
     of the tools that its parent called, else `State.before`. A turn joins the first state of its group whose first text is at
@@ -38,7 +38,6 @@ class GiGPO:
     invalid_penalty: float = 0.0
     similarity: float | None = None
     singleton: float | Literal["raw"] = 0.0
-    eps: float = 1e-6
     needs: ClassVar[Needs] = Needs(state=True, group=2)
 
     def __post_init__(self) -> None:
@@ -51,12 +50,10 @@ class GiGPO:
         state = turns.state if self.similarity is None else _alike(batch, self.similarity)
         penalty = np.where(turns.valid, 0.0, self.invalid_penalty)
         once = turns.episode if self.statistics == "trajectories" else None
-        episode_level = normalise(
-            totals(turns) - penalty, by=(turns.group,), std=self.std, eps=self.eps, singleton=self.singleton, once=once
-        )
-        state_level = normalise(
-            returns(turns, self.gamma) - penalty, by=(turns.group, state), std=self.std, eps=self.eps, singleton=0.0
-        )
+        score = totals(turns) - penalty
+        episode_level = normalise(score, by=(turns.group,), std=self.std, singleton=self.singleton, once=once)
+        state_level = normalise(returns(turns, self.gamma) - penalty, by=(turns.group, state), std=self.std)
+        state_level[alone(turns)] = 0.0
         advantage = combine(episode_level, state_level, weights=(1.0, self.omega))
         return Credit(turns, advantage, metrics=_metrics(advantage, turns.group, state))
 

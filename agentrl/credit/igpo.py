@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Needs, TurnColumns
-from agentrl.credit.statistics import normalise, returns
+from agentrl.credit.statistics import alone, normalise, returns
 from agentrl.episode import Episode, Probe
 
 PROBE = "answer"
@@ -23,17 +23,18 @@ class IGPO:
     """A_t = sum_{k>=t} gamma^(k-t) z_k, z the rewards r of all turns of the group, normalised together (arXiv 2510.14967).
 
     r_t = p_{t+1} - p_t, and the outcome on the last turn; rewards of a turn's own are added. Of several right answers the
-    likeliest counts. An episode of which a turn lacks its probe has no gains, as in the authors' code. That the deviation is
-    the population's is this library's reading. `form="released"` is what the authors' function computes: per token, return
-    (gamma = 1, cut off behind each turn, where the loss mask is 0) minus the group's mean at the same position of the reply, no
-    deviation; `cut=False` is the same without the cut.
+    likeliest counts. An episode of which a turn lacks its probe has no gains, as in the authors' code. One alone in its group
+    gets `singleton`, for its turns have none but each other to be compared with. That the deviation is the population's is this
+    library's reading. `form="released"` is what the authors' function computes: per token, return (gamma = 1, cut off behind
+    each turn, where the loss mask is 0) minus the group's mean at the same position of the reply, no deviation; "uncut" is the
+    same without the cut.
     """
 
-    form: Literal["paper", "released"] = "paper"
+    form: Literal["paper", "released", "uncut"] = "paper"
     gamma: float = 1.0
     std: Literal["sample", "population"] | None = "population"
+    singleton: float = 0.0
     eps: float = 1e-6
-    cut: bool = True
     needs: ClassVar[Needs] = Needs(probes=(PROBE,), group=2)
 
     def __call__(self, batch: Batch) -> Credit:
@@ -42,10 +43,11 @@ class IGPO:
         gain, probed = _gains(turns)
         rewarded = turns.reward + gain + np.where(turns.last, turns.outcome, 0.0)
         metrics = {"credit/gain": float(np.mean(gain)), "credit/probed": float(np.mean(probed))} if len(turns) else {}
-        if self.form == "released":
-            return Credit(turns, _released(batch, rewarded, self.cut), metrics=metrics)
+        if self.form != "paper":
+            return Credit(turns, _released(batch, rewarded, cut=self.form == "released"), metrics=metrics)
         scored = normalise(rewarded, by=(turns.group,), std=self.std, eps=self.eps)
         advantage = returns(replace(turns, reward=scored), self.gamma, outcome=False)
+        advantage[alone(turns)] = self.singleton
         return Credit(turns, advantage, metrics=metrics)
 
 
@@ -68,7 +70,7 @@ def _likelihood(probes: Sequence[Probe]) -> float:
     return best
 
 
-def _released(batch: Batch, rewards: Floats, cut: bool) -> list[Floats]:
+def _released(batch: Batch, rewards: Floats, *, cut: bool) -> list[Floats]:
     """The advantage of each turn's drawn tokens, see `IGPO`."""
     turns = batch.turns
     spans = [(0, 0)] * len(turns)

@@ -18,7 +18,7 @@ class SALT:
     """A(e) = the mean of A_i over the episodes i of the group that took step e = (state, action, next state); else A_i.
 
     arXiv 2510.20022. A_i is the credit of `base`: GRPO, or another method that gives each turn one number
-    (`credit.base=agentrl.credit:RLOO`). Two steps are the same one if their `State.before`, `action` and `after` are, and the
+    (`credit.base=rloo`). Two steps are the same one if their `State.before`, `action` and `after` are, and the
     `history - 1` states of the same agent before. An episode that took a step several times counts once in it. A turn that
     lacks one of the three keys is like no other.
 

@@ -10,20 +10,20 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from agentrl.credit.batch import MASKED
-from agentrl.credit.contract import Batch, Credit, Floats, Needs, TurnColumns
+from agentrl.credit.contract import Batch, Bools, Credit, Floats, Ints, Needs
 from agentrl.credit.statistics import normalise
-from agentrl.credit.tree import Forest, shared
+from agentrl.credit.tree import Forest, as_drawn, shared, whole_rewards
 from agentrl.episode import Episode
 
 
 @dataclass(frozen=True, slots=True)
 class SPOTree:
-    """A(turn) = V(node) - V(parent), V(node) the mean of its children's, V(leaf) the reward (arXiv 2505.23564).
+    """A(segment) = V(node) - V(parent), V(node) the mean of its children's, V(leaf) the reward (arXiv 2505.23564).
 
-    The mean is over children, not over the leaves below, as in the authors' code. `std="population"` divides by the deviation
-    of the siblings (their "grpo"; None is "rloo"). Each turn is trained once, in the first leaf that holds it, and not at all
-    if its advantage is 0. Tokens that the policy gave a probability of at least `certain` get 0; they still count as tokens.
-    Segments are turns here; the authors cut every 600 tokens.
+    Its plan is `agentrl.rollout.FixedTree`; a segment is a turn, or a stretch of one between places where rollouts branch. The
+    mean is over children, not over the leaves below, as in the authors' code. `std="population"` divides by the deviation of the
+    siblings (their "grpo"; None is "rloo"). Each segment is trained once, in the first leaf that holds it, and not at all if its
+    advantage is 0. Tokens that the policy gave a probability of at least `certain` are not in the loss.
     """
 
     std: Literal["population"] | None = None
@@ -32,43 +32,62 @@ class SPOTree:
     needs: ClassVar[Needs] = Needs(group=2, forks=True)
 
     def __call__(self, batch: Batch) -> Credit:
-        """The advantage of each drawn token."""
-        turns = batch.turns
+        """The advantage of each turn, or of each of its tokens where leaves branch inside it; a mask of what is trained."""
+        turns, forest = batch.turns, Forest.of(batch)
         if not len(turns):
             return Credit(turns, np.zeros(0))
-        forest = Forest.of(batch)
-        edge = self._edges(forest)
-        advantage = np.array([edge[node] for node in forest.node.tolist()])
-        masked = batch.extras[MASKED] if MASKED in batch.extras else np.zeros(len(turns), np.bool_)
-        seen, once = set[int](), np.zeros(len(turns))
-        for t, node in enumerate(forest.node.tolist()):
-            if node not in seen and not masked[t]:
-                seen.add(node)
-                once[t] = 1.0
-        weight = np.where(advantage == 0.0, 0.0, once)
-        metrics = {"credit/zero": float(np.mean(advantage == 0.0)), "credit/shared": float(1.0 - once.mean())}
-        return Credit(turns, uncertain(turns, advantage.tolist(), self.certain), weight=weight, metrics=metrics)
+        stretches = forest.stretches
+        advantage = self._edges(forest)[stretches.node]
+        may = np.ones(len(turns), np.bool_) if MASKED not in batch.extras else ~batch.extras[MASKED]
+        learned = np.flatnonzero(may[stretches.turn])
+        once = np.zeros(len(advantage), np.bool_)
+        once[learned[np.unique(stretches.node[learned], return_index=True)[1]]] = True
+        once &= advantage != 0.0
+        mask = self._mask(forest, once)
+        weight = np.array([tokens.any() for tokens in mask], dtype=np.float64)
+        metrics = forest.metrics(advantage)
+        return Credit(turns, forest.by_turn(advantage), weight=weight, mask=mask, inherited=True, metrics=metrics)
 
-    def _edges(self, forest: Forest) -> dict[int, float]:
-        """The advantage of each node's turn; a task's root is -1 - its group."""
-        children: dict[int, dict[int, None]] = {}
-        rewards: dict[int, list[float]] = {}
-        for group, path, reward in zip(forest.group.tolist(), forest.paths, forest.rewards.tolist(), strict=True):
-            above = -1 - group
-            for node in path.tolist():
-                children.setdefault(above, {})[node] = None
-                above = node
-            rewards.setdefault(above, []).append(reward)
-        values: dict[int, float] = {}
-        for node in sorted({*children, *rewards}, reverse=True):  # a child has a greater number than its parent
-            below = [values[child] for child in children.get(node, ())] + rewards.get(node, [])
-            values[node] = _mean(below)
-        edges: dict[int, float] = {}
-        for below in children.values():
-            siblings = np.array([values[child] for child in below])
-            centred = normalise(siblings, by=(np.zeros(len(siblings), np.int64),), std=self.std, eps=self.eps)
-            edges.update(zip(below, centred.tolist(), strict=True))
-        return edges
+    def _edges(self, forest: Forest) -> Floats:
+        """The advantage of each node."""
+        nodes, lengths, leaves = forest.nodes, forest.lengths, np.arange(len(forest.lengths))
+        count = int(nodes.max(initial=-1)) + 1
+        begins = np.cumsum(lengths) - lengths
+        before = np.roll(nodes, 1)
+        before[begins[lengths > 0]] = count + forest.group[lengths > 0]  # a task's root stands behind all nodes
+        last = np.where(lengths > 0, nodes[begins + lengths - 1], count + forest.group)
+        # A node's children are the nodes that go on from it and the leaves that end there: numbered behind the tasks.
+        tasks = int(forest.group.max(initial=-1)) + 1
+        above, level = np.empty(count, np.int64), np.empty(count, np.int64)
+        above[nodes], level[nodes] = before, np.arange(len(nodes)) - np.repeat(begins, lengths)
+        value = np.concatenate((np.zeros(count + tasks), forest.rewards))
+        child = np.concatenate((np.arange(count), count + tasks + leaves))
+        parent, depth = np.concatenate((above, last)), np.concatenate((level, lengths))
+        for at in np.split(np.argsort(depth, kind="stable"), np.cumsum(np.bincount(depth))[:-1])[::-1]:
+            _set_means(value, value[child[at]], parent[at])
+        return normalise(value[:count], by=(above,), std=self.std, eps=self.eps)
+
+    def _mask(self, forest: Forest, once: Bools) -> list[Bools]:
+        """Of each turn the sampled tokens that are trained: in a stretch that is, and uncertain."""
+        turns, stretches, episodes = forest.batch.turns, forest.stretches, forest.batch.episodes
+        drawn = [
+            as_drawn(turn, episodes[leaf], forest.known) if turn.forced else turn
+            for turn, leaf in zip(turns.turn, turns.episode.tolist(), strict=True)
+        ]
+        trained = np.repeat(once, stretches.end - stretches.start)
+        trained &= np.concatenate([turn.logprobs for turn in drawn]) < _limit(self.certain)
+        ends = np.cumsum([len(turn.logprobs) for turn in drawn]).tolist()
+        return [trained[start:end] for start, end in pairwise([0, *ends])]
+
+
+def _set_means(target: Floats, values: Floats, key: Ints) -> None:
+    """Sets target[k] to the mean of the values of key k; exact for equal ones, and the same in any order."""
+    order = np.lexsort((values, key))
+    values, key = values[order], key[order]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    size = np.diff(starts, append=len(key))
+    least, most = values[starts], values[starts + size - 1]
+    target[key[starts]] = np.where(least == most, least, np.add.reduceat(values, starts) / size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +105,7 @@ class SPOChain:
 
     def __call__(self, batch: Batch) -> Credit:
         """The advantage of each drawn token; weight 0 for continuations."""
-        turns, rewards = batch.turns, Forest.of(batch).rewards.tolist()
+        turns, rewards = batch.turns, whole_rewards(batch).tolist()
         known = {episode.id: episode for group in batch.groups for episode in group.episodes}
         found: dict[str, dict[tuple[str, int], list[float]]] = {}
         for episode, reward in zip(batch.episodes, rewards, strict=True):
@@ -95,16 +114,19 @@ class SPOChain:
             if parent is not None and first < len(episode.turns):
                 turn = episode.turns[first]
                 found.setdefault(parent.id, {}).setdefault((turn.id, turn.forced), []).append(reward)
-        chains: list[dict[str, Floats]] = []
-        for episode, reward in zip(batch.episodes, rewards, strict=True):
-            cuts = found.get(episode.id, {}) if episode.fork_of is None else {}
-            chains.append(_segments(episode, {place: _mean(values) for place, values in cuts.items()}, reward))
-        leaves = turns.episode.tolist()
-        token = [
-            chains[leaf][turn.id][turn.forced :] if chains[leaf] else 0.0 for leaf, turn in zip(leaves, turns.turn, strict=True)
-        ]
-        weight = np.array([bool(chains[leaf]) for leaf in leaves], dtype=np.float64)
-        return Credit(turns, uncertain(turns, token, self.certain), weight=weight)
+        chains: dict[int, dict[str, Floats]] = {}
+        for leaf, (episode, reward) in enumerate(zip(batch.episodes, rewards, strict=True)):
+            if episode.fork_of is None and episode.id in found:
+                chains[leaf] = _segments(episode, {at: _mean(values) for at, values in found[episode.id].items()}, reward)
+        advantage: list[Floats | float] = [0.0] * len(turns)
+        weight = np.zeros(len(turns))
+        for leaf, segments in chains.items():
+            for t in np.flatnonzero(turns.episode == leaf).tolist() if segments else ():
+                turn = turns.turn[t]
+                uncertain = turn.logprobs[turn.forced :] < _limit(self.certain)
+                advantage[t] = np.where(uncertain, segments[turn.id][turn.forced :], 0.0)
+                weight[t] = 1.0
+        return Credit(turns, advantage, weight=weight)
 
 
 def _segments(episode: Episode, values: Mapping[tuple[str, int], float], reward: float) -> dict[str, Floats]:
@@ -120,11 +142,9 @@ def _segments(episode: Episode, values: Mapping[tuple[str, int], float], reward:
     }
 
 
-def uncertain(turns: TurnColumns, advantage: Sequence[float | Floats], certain: float) -> Sequence[Floats]:
-    """The advantage of each turn on those of its drawn tokens that had a probability below `certain`, 0 on the others."""
-    limit = np.log(certain) if certain > 0 else -np.inf
-    drawn = [turn.logprobs[turn.forced :] for turn in turns.turn]
-    return [np.where(logprobs < limit, value, 0.0) for value, logprobs in zip(advantage, drawn, strict=True)]
+def _limit(certain: float) -> float:
+    """The log-prob from which a token is certain; for a probability of 0 none is trained."""
+    return float(np.log(certain)) if certain > 0 else -np.inf
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -84,6 +84,11 @@ def sizes(by: Sequence[Ints], *, once: Ints | None = None) -> Ints:
     return result
 
 
+def alone(turns: TurnColumns) -> npt.NDArray[np.bool_]:
+    """(T,) whether the turn's episode is the only one of its group, where turns have none but their own to be compared with."""
+    return sizes(by=(turns.group,), once=turns.episode) == 1
+
+
 def combine(*terms: npt.ArrayLike, weights: Sequence[float] | None = None) -> Floats:
     """The weighted sum of columns of one length; every weight is 1 unless given."""
     arrays = [np.asarray(term, dtype=np.float64) for term in terms]

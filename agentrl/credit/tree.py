@@ -1,30 +1,38 @@
 """Episodes that share tokens, as trees: what every tree estimator asks of a batch.
 
 A fork holds the turns that its parent had completed before the cut, to the bit, and then its own. Its first own turn may begin
-with tokens that the parent drew there ("inherited" ones: forced in the fork, but sampled by the policy). All forks of an
+with tokens that the parent drew there ("inherited": forced in the fork, and yet sampled by the policy). All forks of an
 episode, and theirs, are leaves of one tree. A node is a stretch of a turn with all before it: turns are cut wherever a fork of
 the batch begins inside them, so that a leaf holds a node wholly or not at all. A turn's id says where in the workflow it
 stands, which a shared turn and the one drawn anew in its place have in common; its seed tells them apart, for it is derived
 from the episode that drew it.
 
-Legend: E episodes (leaves), T trained turns, as in `agentrl.credit.contract`; M stretches of all turns, N of the trained ones.
+Legend: E episodes (leaves), T trained turns, as in `agentrl.credit.contract`; A all turns, M stretches of all turns, N
+stretches of trained turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise, takewhile
-from typing import TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from agentrl.credit.contract import Batch, Credit, Floats, Ints
+from agentrl.credit.contract import Batch, Floats, Ints
 from agentrl.episode import Episode, Turn, VersionSpan
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 Known: TypeAlias = Mapping[str, Episode]
-"""The episodes of the groups by id, lost ones too: where the line of a fork leads through."""
+"""Episodes by id, lost ones too: those that the line of a fork leads through."""
+_Place: TypeAlias = tuple[int, int]
+"""(index of an episode, place of a turn in it)."""
+_Piece: TypeAlias = tuple[Turn, int]
+"""(the turn in which tokens were drawn, the first of them)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Stretches:
     """The stretches of the trained turns, in their order; all (N,). A turn in which no fork begins is one stretch."""
 
     turn: Ints
-    """Index of its turn in the batch."""
+    """Index of the turn in the batch."""
     node: Ints
     start: Ints
     end: Ints
@@ -41,18 +49,18 @@ class Stretches:
 
 @dataclass(frozen=True)
 class Forest:
-    """The trees of a batch. Nodes are numbered in the order of first sight, a child behind its parent; an episode is one leaf."""
+    """The trees of a batch. Nodes are numbered as they are first seen, a child behind its parent; an episode is one leaf."""
 
     batch: Batch
     known: Known
     tree: Ints
     """(E,) index of the tree of each episode."""
     nodes: Ints
-    """(M,) the nodes of each episode's stretches, trained or not, root first; one episode after the other."""
+    """(M,) the nodes of all stretches, trained or not: one episode after the other, root first."""
     lengths: Ints
     """(E,) how many of them an episode has."""
-    cut: Mapping[tuple[int, int], tuple[int, ...]]
-    """(episode, place of a turn in it) -> where its stretches begin, for turns of several."""
+    cut: Mapping[_Place, tuple[int, ...]]
+    """Where the stretches of a turn begin, for turns of several."""
 
     @classmethod
     def of(cls, batch: Batch) -> Forest:
@@ -60,42 +68,35 @@ class Forest:
         known = {episode.id: episode for group in batch.groups for episode in group.episodes}
         trees: dict[str, int] = {}
         tree = [trees.setdefault(_root(episode, known), len(trees)) for episode in batch.episodes]
-        drawn, cuts = _cuts(batch.episodes, tree, known)
+        inherited, cuts = _cuts(batch.episodes, tree, known)
         numbers: dict[tuple[int, str, int], int] = {}
-        nodes: list[int] = []
-        lengths: list[int] = []
-        several: dict[tuple[int, int], tuple[int, ...]] = {}
+        nodes, lengths = list[int](), list[int]()
+        several: dict[_Place, tuple[int, ...]] = {}
         for leaf, episode in enumerate(batch.episodes):
             at, begun, split = -1 - tree[leaf], len(nodes), cuts.get(tree[leaf])
             for place, turn in enumerate(episode.turns):
-                name = turn.id
-                if split is None or ((leaf, place) not in drawn and (name, turn.seed) not in split):
-                    at = numbers.setdefault((at, name, turn.seed), len(numbers))
-                    nodes.append(at)
-                    continue
-                pieces = drawn[leaf, place] if (leaf, place) in drawn else ((turn, 0),)
-                parts = list(_stretches(pieces, len(turn.sampled_ids), split))
-                several[leaf, place] = tuple(start for _, start in parts)
-                for seed, _ in parts:
-                    at = numbers.setdefault((at, name, seed), len(numbers))
-                    nodes.append(at)
+                name, seed = turn.id, turn.seed
+                if split and ((name, seed) in split or (leaf, place) in inherited):
+                    parts = list(_parts(inherited.get((leaf, place), ((turn, 0),)), split))
+                    several[leaf, place] = tuple(start for _, start in parts)
+                    for drawer, _ in parts[:-1]:
+                        at = numbers.setdefault((at, name, drawer), len(numbers))
+                        nodes.append(at)
+                    seed = parts[-1][0]
+                at = numbers.setdefault((at, name, seed), len(numbers))
+                nodes.append(at)
             lengths.append(len(nodes) - begun)
         return cls(batch, known, _ints(tree), _ints(nodes), _ints(lengths), several)
+
+    @property
+    def paths(self) -> tuple[Ints, ...]:
+        """For each episode the nodes of its stretches, root first."""
+        return tuple(np.split(self.nodes, np.cumsum(self.lengths)[:-1]))
 
     @cached_property
     def leaf(self) -> Ints:
         """(M,) the episode of each stretch."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
-
-    @cached_property
-    def ends(self) -> Ints:
-        """(E,) where in `nodes` each episode's stretches end."""
-        return np.cumsum(self.lengths)
-
-    @property
-    def paths(self) -> tuple[Ints, ...]:
-        """For each episode the nodes of its stretches, root first."""
-        return tuple(self.nodes[end - length : end] for end, length in zip(self.ends, self.lengths, strict=True))
 
     @cached_property
     def group(self) -> Ints:
@@ -105,40 +106,40 @@ class Forest:
 
     @cached_property
     def rewards(self) -> Floats:
-        """(E,) whole reward of each episode, see `whole_rewards`."""
+        """(E,) see `whole_rewards`."""
         return whole_rewards(self.batch)
 
     @cached_property
     def stretches(self) -> Stretches:
         """Those of the trained turns."""
-        turns, places = self.batch.turns, self._places
-        counts = [len(episode.turns) for episode in self.batch.episodes]
-        offset = np.cumsum([0, *counts])[:-1]
-        size = np.ones(sum(counts), dtype=np.int64)  # of each turn of each episode: how many stretches
+        turns, first = self.batch.turns, self._first
+        start = np.zeros(len(self.nodes), dtype=np.int64)
         for (leaf, place), starts in self.cut.items():
-            size[offset[leaf] + place] = len(starts)
-        at = offset[turns.episode] + places
-        turn = np.repeat(np.arange(len(turns)), size[at])
-        first = (np.cumsum(size) - size)[at]
-        number = np.arange(len(turn)) - np.repeat(np.cumsum(size[at]) - size[at], size[at])
-        start, end = np.zeros(len(turn), np.int64), _ints([len(each.sampled_ids) for each in turns.turn])[turn]
-        for n in np.flatnonzero(size[at][turn] > 1).tolist():
-            starts = self.cut[int(turns.episode[turn[n]]), int(places[turn[n]])]
-            start[n] = starts[number[n]]
-            end[n] = starts[number[n] + 1] if number[n] + 1 < len(starts) else end[n]
-        return Stretches(turn, self.nodes[np.repeat(first, size[at]) + number], start, end)
+            at = first[self._offset[leaf] + place]
+            start[at : at + len(starts)] = starts
+        index = np.full(len(first) - 1, -1)  # (A,) which of the trained turns it is
+        index[self._offset[turns.episode] + self._places] = np.arange(len(turns))
+        turn = np.repeat(index, np.diff(first))
+        kept = turn >= 0
+        turn, start = turn[kept], start[kept]
+        end = _ints([len(each.sampled_ids) for each in turns.turn])[turn]
+        goes_on = np.flatnonzero(turn[1:] == turn[:-1])
+        end[goes_on] = start[goes_on + 1]
+        return Stretches(turn, self.nodes[kept], start, end)
 
-    @cached_property
-    def _places(self) -> Ints:
-        """(T,) where in its episode each trained turn stands."""
-        turns = self.batch.turns
-        counts = np.bincount(turns.episode, minlength=len(self.lengths))
-        places = np.arange(len(turns)) - np.repeat(np.cumsum(counts) - counts, counts)
-        for leaf in np.flatnonzero(counts != [len(episode.turns) for episode in self.batch.episodes]).tolist():
-            by_id = {turn.id: at for at, turn in enumerate(self.batch.episodes[leaf].turns)}
-            for t in np.flatnonzero(turns.episode == leaf).tolist():
-                places[t] = by_id[turns.turn[t].id]
-        return places
+    @property
+    def node(self) -> Ints:
+        """(N,) the nodes of the trained stretches; (T,), one a turn, where no fork begins inside one."""
+        return self.stretches.node
+
+    def by_turn(self, values: Floats) -> Floats | list[Floats]:
+        """(N,) numbers, as `Credit.advantage` has them: (T,), or by token for each turn if one has several stretches."""
+        stretches, turns = self.stretches, self.batch.turns
+        if len(stretches.turn) == len(turns):
+            return values
+        tokens = np.repeat(values, stretches.end - stretches.start)
+        ends = np.cumsum([len(turn.sampled_ids) for turn in turns.turn]).tolist()
+        return [tokens[end - len(turn.sampled_ids) : end] for turn, end in zip(turns.turn, ends, strict=True)]
 
     @cached_property
     def trained(self) -> Ints:
@@ -150,24 +151,163 @@ class Forest:
             tokens[t] = len(turn.sampled_ids) - turn.forced
         return tokens
 
-    def prefix(self) -> Ints:
-        """(E,) the node with which what a fork shares with its parent ends; -1 - group for any other, and one that shares nothing.
+    def prefixes(self) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """(E,) the last node that a fork shares with its parent; (T,) whether a turn is the episode's own, not of the prefix.
 
-        A fork whose parent is not in its group is any other.
+        An episode that is no fork, shares nothing, or whose parent is not in its group has the node -1 - group, its task.
         """
-        found = -1 - self.group
-        for leaf, (episode, end, length) in enumerate(zip(self.batch.episodes, self.ends, self.lengths, strict=True)):
+        node, turns = -1 - self.group, np.zeros(len(self.lengths), dtype=np.int64)
+        for leaf, episode in enumerate(self.batch.episodes):
             parent = self.known.get(episode.fork_of or "")
-            kept = shared(episode, parent)
-            if parent is not None and kept + int(self._inherits(leaf, kept)):
-                extra = sum(len(self.cut[leaf, place]) - 1 for place in range(kept) if (leaf, place) in self.cut)
-                inside = sum(start < episode.turns[kept].forced for start in self.cut[leaf, kept]) if self._inherits(leaf, kept) else 0
-                found[leaf] = self.nodes[end - length + kept + extra + inside - 1]
-        return found
+            if parent is not None:
+                turns[leaf] = kept = shared(episode, parent)
+                begin, end = (int(self._first[self._offset[leaf] + at]) for at in (0, kept))
+                for start in self.cut.get((leaf, kept), ()):
+                    end += start < episode.turns[kept].forced
+                if end > begin:
+                    node[leaf] = self.nodes[end - 1]
+        return node, self._places >= turns[self.batch.turns.episode]
 
-    def first_sight(self) -> np.ndarray:
+    def first_sight(self) -> npt.NDArray[np.bool_]:
         """(N,) whether a trained stretch is the first of the batch at its node: the others are copies of it in other leaves."""
-        node = self.stretches.node
-        first = np.zeros(len(node), dtype=np.bool_)
-        first[np.unique(node, return_index=True)[1]] = True
+        first = np.zeros(len(self.node), dtype=np.bool_)
+        first[np.unique(self.node, return_index=True)[1]] = True
         return first
+
+    def metrics(self, advantage: Floats) -> dict[str, float]:
+        """Shares: of turns without signal, of stretches that are copies, of forks whose parent is not in their group."""
+        forks = [episode.fork_of for episode in self.batch.episodes if episode.fork_of is not None]
+        orphans = sum(name not in self.known for name in forks) / max(1, len(forks))
+        zero = float(np.mean(advantage == 0.0)) if len(advantage) else 0.0
+        copies = 1.0 - float(self.first_sight().mean()) if len(advantage) else 0.0
+        return {"credit/zero": zero, "credit/shared": copies, "credit/orphans": orphans}
+
+    @cached_property
+    def _offset(self) -> Ints:
+        """(E,) the first turn of each episode among all A."""
+        return np.cumsum([0, *(len(episode.turns) for episode in self.batch.episodes)])[:-1]
+
+    @cached_property
+    def _first(self) -> Ints:
+        """(A + 1,) the first stretch of each turn among all M, and M."""
+        sizes = np.ones(1 + sum(len(episode.turns) for episode in self.batch.episodes), dtype=np.int64)
+        sizes[0] = 0
+        for (leaf, place), starts in self.cut.items():
+            sizes[1 + self._offset[leaf] + place] = len(starts)
+        return np.cumsum(sizes)
+
+    @cached_property
+    def _places(self) -> Ints:
+        """(T,) where in its episode each trained turn stands."""
+        turns, episodes = self.batch.turns, self.batch.episodes
+        counts = np.bincount(turns.episode, minlength=len(episodes))
+        places = np.arange(len(turns)) - np.repeat(np.cumsum(counts) - counts, counts)
+        for leaf in np.flatnonzero(counts != [len(episode.turns) for episode in episodes]).tolist():
+            by_id = {turn.id: place for place, turn in enumerate(episodes[leaf].turns)}
+            for t in np.flatnonzero(turns.episode == leaf).tolist():
+                places[t] = by_id[turns.turn[t].id]
+        return places
+
+
+def whole_rewards(batch: Batch) -> Floats:
+    """(E,) whole reward of each episode as its trained turns tell it: the sum of theirs, and the outcome."""
+    given = np.bincount(batch.turns.episode, batch.turns.reward, minlength=len(batch.episodes))
+    return given + np.array([episode.reward for episode in batch.episodes], dtype=np.float64)
+
+
+def shared(episode: Episode, parent: Episode | None) -> int:
+    """With how many of its parent's turns an episode begins."""
+    count = 0
+    for one, other in zip(episode.turns, parent.turns if parent is not None else (), strict=False):
+        if one.seed != other.seed or one.id != other.id:
+            break
+        count += 1
+    return count
+
+
+def as_drawn(turn: Turn, episode: Episode, known: Known) -> Turn:
+    """A turn of a fork with what it inherited as its ancestors drew it: their log-probs and versions, none of it forced.
+
+    What remains forced was given from outside. A fork whose parent is not known inherits nothing.
+    """
+    pieces = _pieces(turn, episode, known)
+    if len(pieces) == 1:
+        return turn
+    ends = [start for _, start in pieces[1:]] + [len(turn.sampled_ids)]
+    logprobs = [drawn.logprobs[start:end] for (drawn, start), end in zip(pieces, ends, strict=True)]
+    versions = [
+        VersionSpan(span.version, max(span.start, start), min(span.end, end), span.kv)
+        for (drawn, start), end in zip(pieces, ends, strict=True)
+        for span in drawn.versions
+        if span.start < end and span.end > start
+    ]
+    forced = min(pieces[0][0].forced, ends[0])
+    return replace(turn, forced=forced, logprobs=np.concatenate(logprobs), versions=tuple(versions))
+
+
+def _pieces(turn: Turn, episode: Episode, known: Known) -> tuple[_Piece, ...]:
+    """Who drew a turn, its first tokens first: the turns of its ancestors with which it begins, and itself."""
+    parent = known.get(episode.fork_of or "")
+    of = parent.by_id.get(turn.id) if turn.forced and parent is not None else None
+    if parent is None or of is None:
+        return ((turn, 0),)
+    if of.seed == turn.seed:
+        return _pieces(of, parent, known)  # the parent's own turn: a copy of it
+    if not _goes_on(turn, episode, of, parent):
+        return ((turn, 0),)
+    return (*(piece for piece in _pieces(of, parent, known) if piece[1] < turn.forced), (turn, turn.forced))
+
+
+def _goes_on(turn: Turn, episode: Episode, of: Turn, parent: Episode) -> bool:
+    """Whether a turn's forced tokens are what the policy drew in the parent's turn `of`, in the same place and way."""
+
+    def way(each: Turn) -> tuple[object, ...]:
+        return each.policy, each.sampling.temperature, each.logprobs_at, each.parent, each.untrained
+
+    if parent.source != episode.source or way(turn) != way(of) or not np.array_equal(turn.context_ids, of.context_ids):
+        return False
+    before = turn.parent.turn if turn.parent is not None else None
+    if before is not None and episode.by_id[before].seed != parent.by_id[before].seed:
+        return False
+    return np.array_equal(turn.sampled_ids[: turn.forced], of.sampled_ids[: turn.forced])
+
+
+def _cuts(
+    episodes: Sequence[Episode], tree: Sequence[int], known: Known
+) -> tuple[dict[_Place, tuple[_Piece, ...]], dict[int, dict[tuple[str, int], set[int]]]]:
+    """The turns that inherit, with their pieces; and by tree, id and seed the places inside turns where a leaf goes on anew."""
+    inherited: dict[_Place, tuple[_Piece, ...]] = {}
+    cuts: dict[int, dict[tuple[str, int], set[int]]] = {}
+    for leaf, episode in enumerate(episodes):
+        if episode.fork_of is None:
+            continue
+        for place, turn in enumerate(episode.turns):
+            pieces = _pieces(turn, episode, known) if turn.forced else ()
+            if len(pieces) > 1:
+                inherited[leaf, place] = pieces
+                inside = cuts.setdefault(tree[leaf], {})
+                for (drawn, _), (_, start) in pairwise(pieces):
+                    inside.setdefault((turn.id, drawn.seed), set()).add(start)
+    return inherited, cuts
+
+
+def _parts(pieces: Sequence[_Piece], cuts: Mapping[tuple[str, int], set[int]]) -> Iterator[tuple[int, int]]:
+    """(seed of who drew it, first token) of each stretch of a turn: its pieces, cut where a leaf goes on anew inside them."""
+    ends = [*(start for _, start in pieces[1:]), len(pieces[-1][0].sampled_ids)]
+    for (drawn, start), end in zip(pieces, ends, strict=True):
+        yield drawn.seed, start
+        for cut in sorted(cuts.get((drawn.id, drawn.seed), ())):
+            if start < cut < end:
+                yield drawn.seed, cut
+
+
+def _root(episode: Episode, known: Known) -> str:
+    """The episode that the line of forks began with, as far as the batch knows it."""
+    name, above = episode.id, episode.fork_of
+    while above is not None:
+        name, above = above, known[above].fork_of if above in known else None
+    return name
+
+
+def _ints(values: Sequence[int]) -> Ints:
+    return np.array(values, dtype=np.int64)

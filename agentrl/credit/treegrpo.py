@@ -17,8 +17,8 @@ class TreeGRPO:
     """A = A_intra + A_inter (Ji et al. 2025, arXiv 2509.21240): GRPO over the leaves of a tree, and over all of the group.
 
     `form` is what the authors' code calls: "sum" tree, "intra" tree_inner, "nested" tree_2norm (the inter-tree advantage,
-    normalised again inside the tree); "inter" is GRPO. Each leaf's advantage is on all turns of its path, so that a shared
-    turn is trained with the sum over the leaves behind it. A tree or group with one leaf left gives that term `singleton`;
+    normalised again inside the tree); "inter" is GRPO. Each leaf's advantage is on all tokens of its path, so that shared
+    ones are trained with the sum over the leaves behind them. A tree or group with one leaf left gives that term `singleton`;
     verl would give the raw reward.
     """
 
@@ -46,6 +46,4 @@ class TreeGRPO:
         else:
             intra = scored(reward, tree)
             advantage = intra if self.form == "intra" else combine(intra, inter)
-        shared = float(1.0 - forest.first_sight().mean()) if len(turns) else 0.0
-        zero = float(np.mean(advantage == 0.0)) if len(turns) else 0.0
-        return Credit(turns, advantage, metrics={"credit/zero": zero, "credit/shared": shared})
+        return Credit(turns, advantage, inherited=True, metrics=forest.metrics(advantage))

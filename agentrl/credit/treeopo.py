@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from agentrl.credit.contract import Batch, Credit, Needs
+from agentrl.credit.contract import Batch, Credit, Floats, Needs
 from agentrl.credit.statistics import normalise
-from agentrl.credit.tree import Forest, shared
-
-_VALUES: dict[str, Callable[[np.ndarray], float]] = {"mean": np.mean, "max": np.max, "min": np.min}
+from agentrl.credit.tree import Forest
 
 
 @dataclass(frozen=True, slots=True)
 class TreeOPO:
-    """A_i = R_i - V(prefix of i), centred in the group, no deviation: the heuristic of Tree-OPO (arXiv 2509.09284).
+    """Tree-OPO (arXiv 2509.09284): rollouts from prefixes of unequal difficulty; no code of the authors exists.
 
-    The prefix is what a fork shares with its parent, the task for any other rollout; V is the mean of the leaves below it
-    (the paper's expectation), their max (optimistic) or min (pessimistic). What a fork did not draw is not trained in it.
-    A group with one leaf left gets 0. The paper takes its prefixes from a teacher's tree, and has a quadratic programme in the
-    heuristic's place as well, which is not here.
+    The prefix is what a fork shares with its parent, the task for any other rollout; it is not trained.
+
+    `form="heuristic"`: A_i = R_i - V(prefix of i), centred in the group, no deviation. V is the mean of the leaves below the
+    prefix (the paper's expectation), their max (optimistic) or min (pessimistic).
+
+    "soft" and "hard" are its quadratic programme: the advantages nearest to the rewards of which n sum to 0, have squares that
+    sum to at most (hard: exactly) n, and set every success above the failures it is ordered against by a margin. With rewards 0
+    and 1 and a margin of at most 1 the order never binds (rewards that contradict it are dropped from it), nor does the soft
+    bound; so the solution is R minus the group's mean, hard: divided by the population deviation.
+
+    A group with one leaf left, or of equal rewards, gets 0.
     """
 
+    form: Literal["heuristic", "soft", "hard"] = "heuristic"
     value: Literal["mean", "max", "min"] = "mean"
+    """V of the heuristic."""
     needs: ClassVar[Needs] = Needs(group=2, forks=True)
 
     def __call__(self, batch: Batch) -> Credit:
         """The advantage of each turn; weight 0 for those of a prefix."""
-        turns, forest = batch.turns, Forest.of(batch)
-        known = {episode.id: episode for group in batch.groups for episode in group.episodes}
-        kept = [shared(episode, known.get(episode.fork_of or "")) for episode in batch.episodes]
-        reward = forest.rewards
-        gain = np.zeros(len(kept))
-        for leaf, depth in enumerate(kept):
-            below = (forest.ancestors(depth) == forest.ancestors(depth)[leaf]) & (forest.group == forest.group[leaf])
-            if not (reward[below] == reward[leaf]).all():  # exactly 0, whatever rounding would give
-                gain[leaf] = reward[leaf] - _VALUES[self.value](reward[below])
-        centred = normalise(gain, by=(forest.group,))
-        places = [{turn.id: at for at, turn in enumerate(episode.turns)} for episode in batch.episodes]
-        pairs = zip(turns.episode.tolist(), turns.turn, strict=True)
-        own = np.array([places[leaf][turn.id] >= kept[leaf] for leaf, turn in pairs], dtype=np.float64)
-        zero = float(np.mean(centred == 0.0)) if len(centred) else 0.0
-        return Credit(turns, centred[turns.episode], weight=own, metrics={"credit/zero": zero})
+        forest = Forest.of(batch)
+        prefix, own = forest.prefixes()
+        group = (forest.group,)
+        if self.form == "heuristic":
+            advantage = normalise(self._gains(forest, prefix), by=group)
+        else:
+            advantage = normalise(forest.rewards, by=group, std="population" if self.form == "hard" else None, eps=0.0)
+        metrics = forest.metrics(advantage[batch.turns.episode])
+        return Credit(batch.turns, advantage[batch.turns.episode], weight=own.astype(np.float64), metrics=metrics)
+
+    def _gains(self, forest: Forest, prefix: np.ndarray) -> Floats:
+        """(E,) R - V(prefix); exactly 0 where all leaves below it have one reward."""
+        tasks = np.arange(len(prefix))
+        leaf, node = np.concatenate((tasks, forest.leaf)), np.concatenate((-1 - forest.group, forest.nodes))
+        at = np.flatnonzero(node == prefix[leaf])  # one for each episode: its prefix stands on its path once
+        of = np.empty(len(prefix), dtype=np.int64)
+        of[leaf[at]] = at
+        if self.value == "mean":
+            return normalise(forest.rewards[leaf], by=(node,))[of]
+        _, number = np.unique(node, return_inverse=True)
+        best = np.full(int(number.max(initial=-1)) + 1, -np.inf)
+        sign = 1.0 if self.value == "max" else -1.0
+        np.maximum.at(best, number, sign * forest.rewards[leaf])
+        return forest.rewards - sign * best[number[of]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,10 +16,11 @@ from agentrl.credit.tree import Forest
 class TreePO:
     """A_i = mean over depths d of R_i - mean R of the leaves under i's ancestor at d (Li et al. 2025, arXiv 2508.17445).
 
-    Depth 0 is the task and always counts; a deeper ancestor with one leaf is passed over. `average="group_size"` weighs a
-    depth by the number of those leaves. `whiten` subtracts the mean over all trained tokens of the batch and divides by their
-    sample deviation (variance + 1e-8), as the authors' code does: so a group without differences is not at 0 beside others.
-    Segments are turns here; the authors cut every 512 tokens.
+    Its plan is `agentrl.rollout.SegmentTree`. Depth 0 is the task and always counts; a deeper ancestor with one leaf is passed
+    over. `average="group_size"` weighs a depth by the number of those leaves. `whiten` subtracts the mean over all trained
+    tokens of the batch and divides by their sample deviation (variance + 1e-8), as the authors' code does: so a group without
+    differences is not at 0 beside others. An ancestor is a turn, or a stretch of one between places where rollouts branch; the
+    authors count every 512 tokens, branched or not. All leaves train the tokens that they share.
     """
 
     average: Literal["depths", "group_size"] = "depths"
@@ -32,16 +32,16 @@ class TreePO:
     def __call__(self, batch: Batch) -> Credit:
         """The advantage of each turn."""
         turns, forest = batch.turns, Forest.of(batch)
-        total, weight = np.zeros(len(batch.episodes)), np.zeros(len(batch.episodes))
-        for depth in range(forest.depth + 1):
-            by = (forest.group, forest.ancestors(depth))
-            size = sizes(by)
-            share = (size if self.average == "group_size" else np.ones(len(size))) * ((size > 1) | (depth == 0))
-            total += share * normalise(forest.rewards, by=by, singleton=self.singleton if depth == 0 else 0.0)
-            weight += share
-        raw = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)[turns.episode]
-        advantage = whitened(raw, turns.length) if self.whiten else raw
-        return Credit(turns, advantage, metrics={"credit/zero": float(np.mean(raw == 0.0)) if len(turns) else 0.0})
+        tasks = np.arange(len(batch.episodes))
+        leaf, node = np.concatenate((tasks, forest.leaf)), np.concatenate((-1 - forest.group, forest.nodes))
+        size, root = sizes((node,)), np.arange(len(node)) < len(tasks)
+        gain = normalise(forest.rewards[leaf], by=(node,))
+        if self.singleton != 0.0:
+            gain = np.where(root & (size == 1), forest.rewards[leaf] if self.singleton == "raw" else self.singleton, gain)
+        share = np.where((size > 1) | root, size if self.average == "group_size" else 1.0, 0.0)
+        raw = (np.bincount(leaf, share * gain) / np.bincount(leaf, share))[turns.episode]
+        advantage = whitened(raw, forest.trained) if self.whiten else raw
+        return Credit(turns, advantage, inherited=True, metrics=forest.metrics(raw))
 
 
 def whitened(values: Floats, tokens: Ints, eps: float = 1e-8) -> Floats:
@@ -49,6 +49,5 @@ def whitened(values: Floats, tokens: Ints, eps: float = 1e-8) -> Floats:
     count = int(tokens.sum())
     if count < 2 or (values == values[0]).all():
         return np.zeros_like(values)
-    mean = math.fsum((values * tokens).tolist()) / count
-    variance = math.fsum(((values - mean) ** 2 * tokens).tolist()) / (count - 1)
-    return (values - mean) / math.sqrt(variance + eps)
+    mean = np.dot(values, tokens) / count
+    return (values - mean) / np.sqrt(np.dot((values - mean) ** 2, tokens) / (count - 1) + eps)

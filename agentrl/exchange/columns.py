@@ -82,7 +82,7 @@ def arrow_schema(messages: bool = False) -> Any:
     def struct(**types: Any) -> Any:
         return pa.struct(list(types.items()))
 
-    rewards = pa.list_(struct(name=text, value=number, turn=text, agent=text))
+    rewards = pa.list_(struct(name=text, value=number, turn=text, agent=text, after=text))
     version = {"lineage": text, "policy": text, "step": whole, "digest": text}
     call = struct(
         name=text, arguments=text, status=text, output=text, started=number, ended=number, attempts=whole, truncated=yes,

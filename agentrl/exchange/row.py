@@ -7,7 +7,7 @@ lost: token ids, log-probs to the bit, and all else that the store keeps of an e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
@@ -186,11 +186,11 @@ def _plain(value: Any) -> Row | None:
 
 
 def _reward(reward: Reward, form: Form) -> Row:
-    return {"name": reward.name, "value": form.number(reward.value), "turn": reward.turn, "agent": reward.agent}
+    return {**asdict(reward), "value": form.number(reward.value)}
 
 
 def _of_rewards(rows: Iterable[Row], form: Form) -> tuple[Reward, ...]:
-    return tuple(Reward(row["name"], form.of_number(row["value"]), row["turn"], row["agent"]) for row in rows)
+    return tuple(Reward(row["name"], form.of_number(row["value"]), row["turn"], row["agent"], row["after"]) for row in rows)
 
 
 def _version(version: Version) -> Row:

@@ -58,17 +58,19 @@ class Valuer(Protocol):
         """That of its `Critic`."""
         ...
 
-    def values(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows with (S,) the values before each sampled token of their turns in the place of advantages."""
+    def values(self, rows: Sequence[Row], over: Literal["turn", "token"]) -> list[Row]:
+        """The rows with the values of their turns in the place of advantages, (S,); see `column`."""
         ...
 
 
 def critic_rows(batch: Batch, amounts: Floats | Sequence[Floats], sees: Literal["path", "episode"]) -> list[Row]:
-    """Rows that hold each turn of the batch once, whichever policy drew it, with a number a turn or one a drawn token.
+    """Rows that hold each turn of the batch once, whichever policy drew it: with one number a turn, which stands before its
+    first drawn token and leaves the others out, or with one a drawn token.
 
     With `sees="episode"` a row is a whole episode, and a path only once it is `chained`.
     """
-    rows = to_rows(batch, Credit(batch.turns, amounts), shared="once")
+    first = [np.arange(length) == 0 for length in batch.turns.length.tolist()] if isinstance(amounts, np.ndarray) else None
+    rows = to_rows(batch, Credit(batch.turns, amounts, mask=first), shared="once")
     if sees == "path":
         return rows
     whole: list[Row] = []

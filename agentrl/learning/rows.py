@@ -68,8 +68,8 @@ def to_rows(batch: Batch, credit: Credit, policy: str | None = None, *, shared: 
     of them, or with `shared="once"` in the first alone; a turn of which a path keeps only a part is not trained in that path.
     Overlong episodes are left out unless the batch trains them. Turns of weight 0 are not trained; if the turns of a row
     weigh the same, that is the row's weight, else each turn's weight is multiplied into its advantage. `Credit.by_row` gives a
-    turn another advantage in the rows it names. A token that `Credit.mask` leaves out has advantage 0 and no part in the loss; a
-    turn of which none is left is not trained.
+    turn another advantage in the rows it names. A token that `Credit.mask` leaves out has advantage 0 and no part in the loss;
+    a turn of which none is left is not trained.
     """
     chosen = _credited(batch, credit, policy)
     own = {(int(batch.turns.episode[t]), batch.turns.turn[t].id, leaf): a for (t, leaf), a in credit.by_row.items()}

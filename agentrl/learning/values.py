@@ -29,21 +29,17 @@ WEIGHT, BIAS = "value_head.weight", "value_head.bias"
 
 @dataclass(frozen=True, slots=True)
 class ValueLoss:
-    """1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2), over first tokens of turns or all drawn tokens.
+    """1/2 mean max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2), over the tokens that have a return.
 
     PPO's, as in verl's `compute_value_loss`. As an objective: V stands in `logprobs`, V_old in `behaviour`, R in `advantage`.
     """
 
-    over: Literal["turn", "token"] = "turn"
     clip: float | None = 0.2
     needs_behaviour: bool = False
 
     def __call__(self, entries: Entries) -> tuple[Tensor, Mapping[str, float]]:
         """The loss; metrics are of the values as they are before the update."""
-        chosen = torch.ones(len(entries.turn), dtype=torch.bool)
-        if self.over == "turn":
-            chosen[1:] = entries.turn[1:] != entries.turn[:-1]
-        value, target = entries.logprobs[chosen], entries.advantage[chosen]
+        value, target, old = entries.logprobs, entries.advantage, entries.behaviour
         error = value - target
         squares = error**2
         metrics = {"value/mean": float(value.detach().mean()), "return/mean": float(target.mean())}
@@ -51,7 +47,6 @@ class ValueLoss:
         if spread > 0:
             metrics["explained_variance"] = 1 - float(error.detach().var(correction=0)) / spread
         if self.clip is not None:
-            old = entries.behaviour[chosen]
             clipped = (old + (value - old).clamp(-self.clip, self.clip) - target) ** 2
             metrics["clip/fraction"] = float((clipped > squares).double().mean())
             squares = torch.maximum(squares, clipped)
@@ -80,14 +75,12 @@ class ValueLearner(LocalLearner):
         model: Path | str,
         critic: Critic,
         *,
-        over: Literal["turn", "token"] = "turn",
         microbatch_tokens: int = 16384,
         threads: int = 1,
         lineage: str = "local",
     ) -> None:
         self.critic = critic
-        self.over: Literal["turn", "token"] = over
-        loss = ValueLoss(over, critic.clip if critic.epochs > 1 else None)
+        loss = ValueLoss(critic.clip if critic.epochs > 1 else None)
         super().__init__(
             CRITIC, model, loss, optimiser=critic.optimiser, max_grad_norm=critic.max_grad_norm,
             microbatch_tokens=microbatch_tokens, threads=threads, lineage=lineage,
@@ -108,11 +101,11 @@ class ValueLearner(LocalLearner):
         """See `Valuer`."""
         return self.critic.sees
 
-    def values(self, rows: Sequence[Row]) -> list[Row]:
-        """See `Valuer` and `column`."""
+    def values(self, rows: Sequence[Row], over: Literal["turn", "token"]) -> list[Row]:
+        """See `Valuer`."""
         return [
             replace(row, trained=tuple(
-                TrainedTurn(trained.turn, column(trained.turn, drawn, self.over))
+                TrainedTurn(trained.turn, column(trained.turn, drawn, over))
                 for trained, drawn in zip(row.trained, values, strict=True)
             ))
             for row, values in zip(rows, self.logprobs(rows), strict=True)

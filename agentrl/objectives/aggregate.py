@@ -18,15 +18,12 @@ def aggregated(
     """The loss of a step, of the tokens that are `kept` (None = all); 0 where none is.
 
     "token": the weighted mean over all tokens. "row" and "episode": the mean over rows, or episodes, of the mean over their
-    tokens; what has no kept token is in no mean. With a `length` the sum of a row's (an episode's; with "token", of all)
+    tokens; what has no kept token is in no mean. With a `length` the sum over a row's (an episode's; with "token", over all)
     tokens divided by it stands in the place of their mean. Weights are relative: each mean divides by their sum.
     """
     weight = entries.weight.to(losses.dtype)
     trained = weight if kept is None else weight * kept
-    if over == "token":
-        total, count = (trained * losses).sum(), trained.sum()
-        return total / _or_one(count) if length is None else total / length
-    unit = entries.row if over == "row" else entries.episode
+    unit = {"token": entries.row * 0, "row": entries.row, "episode": entries.episode}[over]
     values = unit_means(losses, unit, trained)
     if length is not None:
         values = values * _unit_sums((trained != 0).to(losses.dtype), unit) / length

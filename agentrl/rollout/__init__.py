@@ -6,16 +6,32 @@ from agentrl.rollout.contract import GroupRun, RolloutPlan
 from agentrl.rollout.entropy import EntropyTree
 from agentrl.rollout.independent import Independent
 from agentrl.rollout.montecarlo import MonteCarlo
+from agentrl.rollout.reference import Referenced
+from agentrl.rollout.reset import DatasetReset
 from agentrl.rollout.tree import RandomTree
 
 PLANS: dict[str, type[RolloutPlan]] = {
     "backtrack": Backtrack,
     "candidates": Candidates,
+    "dataset_reset": DatasetReset,
     "entropy_tree": EntropyTree,
     "independent": Independent,
     "monte_carlo": MonteCarlo,
     "random_tree": RandomTree,
+    "referenced": Referenced,
 }
 """By the short name that the command line uses."""
 
-__all__ = ["PLANS", "Backtrack", "Candidates", "EntropyTree", "GroupRun", "Independent", "MonteCarlo", "RandomTree", "RolloutPlan"]
+__all__ = [
+    "Backtrack",
+    "Candidates",
+    "DatasetReset",
+    "EntropyTree",
+    "GroupRun",
+    "Independent",
+    "MonteCarlo",
+    "PLANS",
+    "RandomTree",
+    "Referenced",
+    "RolloutPlan",
+]

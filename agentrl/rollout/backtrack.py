@@ -20,9 +20,9 @@ class Backtrack:
     """`rollouts` whole episodes; then one turn of the group with a failed tool call is taken again `retries` times.
 
     Sampling of THOR (arXiv 2509.13761), credited by `THOR`. The turn is the last one of a drawn episode that called a tool in
-    vain; if no call of the group failed, any turn that called one. It is kept up to `drop` tokens before its last `opening`, what
-    a call begins with in the policy's format, and goes on from there until its tools have answered; there the episode is stopped,
-    with status "stopped". Where `opening` does not occur, or stands within the first `drop` tokens, the whole turn is drawn anew.
+    vain; if no call of the group failed, any turn that called one. It is kept up to `drop` tokens before its last `opening`,
+    what a call begins with in the policy's format, and goes on from there until its tools have answered; there the episode is
+    stopped. Where `opening` does not occur, or stands within the first `drop` tokens, the whole turn is drawn anew.
 
     The authors take as many failed episodes as a batch has tasks, here it is one a group; a group without tool calls has
     `rollouts` episodes and no more.
@@ -51,7 +51,9 @@ class Backtrack:
     def needs(self, offers: Offers) -> str:
         if offers.forced_prefix:
             return ""
-        return "it goes on from inside a turn, and the engine takes no forced prefix; --set rollout=independent, or engine=local"
+        return (
+            "it goes on from inside a turn, and the engine takes no forced prefix; --set rollout=independent, or engine=local"
+        )
 
     async def __call__(self, run: GroupRun) -> tuple[Episode, ...]:
         async with asyncio.TaskGroup() as tasks:

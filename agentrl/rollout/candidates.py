@@ -21,15 +21,14 @@ class Candidates:
 
     Sampling of AT-GRPO (arXiv 2510.11062), as in the paper. The candidates run live, each with the world as it made it, to the
     next reward point: the first model call after a reward was given, or the end. The one with the greatest alpha team + local
-    goes on (local is what its turn's agent was given by name; ties: the first drawn), the others are stopped. None is run again:
-    the winner's next turn is drawn where it stands. A lost candidate never wins; when all are lost the group ends there.
+    goes on (local is what any agent was given by name; ties: the first drawn), the others are stopped. None is run again: the
+    winner's next turn is drawn where it stands. A lost candidate never wins; when all are lost the group ends there.
 
-    A group has 1 + n (candidates - 1) episodes for the n turns that its winner took, at most `size`: each loser is an episode that
-    shares the turns before its own. `ATGRPO` compares the turns drawn in one place. Turns beyond `turns` are drawn once.
+    A group has 1 + n (candidates - 1) episodes for the n turns that were drawn so, at most `size`: each loser is an episode
+    that shares the turns before its own. `ATGRPO` compares the turns drawn in one place. Turns beyond `turns` are drawn once.
 
-    For workflows whose agents act in turn: two model calls at once end the episode with that reason. A world that journals
-    cannot repeat (`Tool(idempotent=False)` in a sandbox) is repeated from what its effects gave, as for every fork. A group
-    takes one place of `limits.concurrency`, whatever it holds.
+    For workflows whose agents act in turn: two model calls at once end the episode with that reason. A group takes one place
+    of `limits.concurrency`, whatever it holds.
     """
 
     candidates: int = 4

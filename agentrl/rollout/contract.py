@@ -34,18 +34,18 @@ class GroupRun(Protocol):
         ...
 
     async def reference(self, member: int, refresh: int = 0) -> Episode:
-        """An episode in which the reference policy plays every trained role, sampled once a task (`agentrl.runtime.references`).
+        """An episode in which the reference policy plays every trained role (`agentrl.runtime.references`).
 
-        For a task that this member has measured before it is a copy of that episode, which pays for nothing. With `refresh`
-        a measurement counts for so many learner steps.
+        It is sampled once a task: in a later group of the task it is a copy of what this member did then, which pays for
+        nothing. With `refresh` that counts for so many learner steps.
         """
         ...
 
     async def demonstration(self, episodes: str, least: float | None = None) -> Episode | None:
-        """One of the task's finished episodes in a run, store or exported file, to be forked (`agentrl.runtime.demonstrations`).
+        """A finished episode of the task from another run, store or exported file, as one that `fork` may begin inside.
 
-        Drawn by the group's seed among those with a reward of at least `least`. None = there is none, or none that the
-        workflow as it is now can be led through.
+        Drawn by the group's seed among those with a reward of at least `least`. None = there is none, or the workflow as it
+        is now cannot be led through it (`agentrl.runtime.demonstrations`). It is in no group.
         """
         ...
 
@@ -61,7 +61,6 @@ class GroupRun(Protocol):
         As with `run`, the same one resumed if it was begun before a crash.
         """
         ...
-
 
     def line(
         self, member: int, of: Episode | None = None, cut: int = 0, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
@@ -112,7 +111,7 @@ class RolloutPlan(Protocol):
     forks: ClassVar[bool]
     """Whether its episodes share turns."""
     whole: ClassVar[bool]
-    """Whether every episode runs to its own end and a group has exactly `size`; else some are stopped, and `size` is the most."""
+    """Whether every episode runs to its own end and a group has exactly `size`; else some are stopped, `size` is the most."""
     columns: ClassVar[tuple[str, ...]]
     """Per-token columns that are recorded with every sampled turn, such as "entropy"; `needs` refuses an engine without."""
 
@@ -132,7 +131,7 @@ class RolloutPlan(Protocol):
 
 @runtime_checkable
 class PlaysReference(Protocol):
-    """A plan whose groups hold episodes of the reference policy too: `Experiment.reference` is then served beside the others."""
+    """A plan whose groups hold episodes of the reference policy too; `Experiment.reference` is served beside the others."""
 
     @property
     def references(self) -> int:
@@ -147,4 +146,9 @@ class FromDemonstrations(Protocol):
     @property
     def episodes(self) -> str:
         """The run, store or exported file that holds the demonstrations."""
+        ...
+
+    @property
+    def least(self) -> float | None:
+        """The least reward of a demonstration; None = any."""
         ...

@@ -102,7 +102,9 @@ class Line:
         if self._place is not None and place != self._place:
             assert self._execution is not None
             told = "its workflow asks for two model calls at once; take a plan of whole episodes, --set rollout=independent"
-            self._execution.journal.fail(WorkflowError(f"episode {self._head.id} is led from one model call to the next: {told}"))
+            self._execution.journal.fail(
+                WorkflowError(f"episode {self._head.id} is led from one model call to the next: {told}")
+            )
         self._place, self._cut = place, issued
         self._changed.set()
         return True

@@ -39,8 +39,11 @@ def model_folder(policy: Policy) -> Path:
 
 
 def models_of(experiment: Experiment[Any, Any], policies: str | Path | None) -> dict[str, Path]:
-    """The folder of each policy by name. `policies` is a run, a model folder for all, or None for what they start from."""
-    named = experiment.by_name
+    """The folder of each policy by name. `policies` is a run, a model folder for all, or None for what they start from.
+
+    A reference stays what it is.
+    """
+    named = experiment.served
     if policies is None:
         return {name: model_folder(policy) for name, policy in named.items()}
     folder = Path(policies)
@@ -48,7 +51,8 @@ def models_of(experiment: Experiment[Any, Any], policies: str | Path | None) -> 
         saved = {name: checkpoints(folder, name) for name in named}
         return {name: saved[name][-1] if saved[name] else model_folder(policy) for name, policy in named.items()}
     if (folder / "config.json").is_file():
-        return dict.fromkeys(named, folder)
+        own = experiment.by_name
+        return {name: folder if name in own else model_folder(policy) for name, policy in named.items()}
     raise UserError(f"{folder} is neither a run nor a model folder; give the --out of a training or a folder with config.json")
 
 

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
@@ -26,11 +26,14 @@ from agentrl.episode import FINISHED, Episode, Group, Reward, Sampling, Source, 
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
 from agentrl.rendering.contract import Renderer
+from agentrl.runtime.demonstrations import SPLIT, Demonstration, Demonstrations, Recital, reciting
 from agentrl.runtime.execution import Execution, Program, Surroundings
 from agentrl.runtime.line import Line, ReadLine
+from agentrl.runtime.onetask import OneTask
 from agentrl.runtime.policies import models_of, open_renderer
 from agentrl.runtime.probing import probe
 from agentrl.runtime.record import EDITED
+from agentrl.runtime.references import OneAtATime, References, check_tokenizers, copy_of
 from agentrl.runtime.scope import EffectTasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
@@ -67,8 +70,10 @@ class Runtime(Generic[TaskT, OutputT]):
         models = models_of(experiment, self._policies)
         self.renderers = dict(self._given_renderers or {}) or {
             name: own_renderer(experiment.engine, name) or open_renderer(policy, models[name])
-            for name, policy in experiment.by_name.items()
+            for name, policy in experiment.served.items()
         }
+        if self._plays_reference:
+            check_tokenizers(experiment, self.renderers)
         engine = self._given_engine
         if engine is None:
             engine = experiment.engine.open(models, self.renderers, self.lineage)
@@ -89,9 +94,16 @@ class Runtime(Generic[TaskT, OutputT]):
         tasks = await self._stack.enter_async_context(EffectTasks(experiment.limits.grace))
         self._around = Surroundings(tasks, Turnstile(), self._threads, experiment.limits, self.store)
         self._room = asyncio.Semaphore(experiment.limits.concurrency)
-        roles = experiment.by_role
-        self._seats = {greedy: {role: self._seat(roles[role], greedy) for role in roles} for greedy in (False, True)}
+        cast = {False: experiment.by_role, True: experiment.by_reference if self._plays_reference else experiment.by_role}
+        self._seats = {
+            (reference, greedy): {role: self._seat(policy, greedy) for role, policy in cast[reference].items()}
+            for reference in (False, True)
+            for greedy in (False, True)
+        }
         self._known = {head.id: head for head in self.store.heads()} if self.store is not None else {}
+        self._references = References(self._known.values())
+        self._demonstrations: dict[str, Demonstrations] = {}
+        self._alone = OneAtATime()
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
@@ -127,15 +139,14 @@ class Runtime(Generic[TaskT, OutputT]):
         """The episodes of one task by the experiment's rollout plan. Lost members are in it with their status."""
         plan = self.experiment.rollout
         wanted = plan.size if plan.whole else 1
-        episodes = await plan(_OneTask(self, task, group, wanted, split, step))
+        episodes = await plan(OneTask(self, task, group, wanted, split, step))
         return Group(group, task, episodes, wanted)
 
     async def replay(self, head: EpisodeHead, record: Sequence[Effect], tail: EpisodeTail | None, task: TaskT) -> Episode:
         """Runs a stored episode again from its record alone; its status is "divergent" if the code asks for something else."""
         strict = tail is not None and tail.status in FINISHED
         around = replace(self._around, log=None)
-        greedy = head.split == "eval"
-        program = self._program(task, greedy=greedy)
+        program = self._program(task, head, greedy=head.split == "eval")
         execution = Execution(head, tuple(record), program, around, mode="replay", strict=strict)
         await execution.run()
         assert execution.episode is not None
@@ -155,6 +166,11 @@ class Runtime(Generic[TaskT, OutputT]):
     def waiting(self) -> Mapping[str, int]:
         """What the live episodes wait for: effects in flight by kind."""
         return Counter(kind for execution in self._live.values() for kind in execution.journal.in_flight())
+
+    @property
+    def _plays_reference(self) -> bool:
+        reference = self.experiment.reference
+        return reference is not None and reference.name in self.renderers
 
     # --- inside ------------------------------------------------------------------------------------------------------------
     def _head(
@@ -197,6 +213,7 @@ class Runtime(Generic[TaskT, OutputT]):
         greedy: bool,
         begins_with: Sequence[Effect] = (),
         line: Line | None = None,
+        shown: Demonstration | None = None,
     ) -> Episode:
         """A led fork needs no room of its own: the one that it was forked from may wait for it."""
         async with self._room if line is None or not head.fork_of else nullcontext():
@@ -204,7 +221,7 @@ class Runtime(Generic[TaskT, OutputT]):
                 self.store.begin(head)
                 if begins_with:
                     self.store.append(head.id, begins_with)
-            program = self._program(task, greedy=greedy)
+            program = self._program(task, head, greedy=greedy, shown=shown)
             execution = Execution(head, record, program, self._around, deadline=deadline, gate=line)
             if line is not None:
                 line.led_by(execution)
@@ -213,7 +230,8 @@ class Runtime(Generic[TaskT, OutputT]):
                 effects, tail = await execution.run()
                 episode = execution.episode
                 assert episode is not None
-                if self.experiment.probes and not greedy and episode.status in FINISHED:
+                probed = not greedy and head.source not in ("reference", "demonstration")
+                if self.experiment.probes and probed and episode.status in FINISHED:
                     episode, tail = await self._probed(head, effects, tail, episode)
             finally:
                 del self._live[head.id]
@@ -251,7 +269,8 @@ class Runtime(Generic[TaskT, OutputT]):
         `forced` gives token ids with which the next model call of that key begins. `edited` are effects of the fork's own that
         stand behind the shared ones (`agentrl.edit`). Every seed after the cut differs.
         """
-        head = self._head(task, group, member, wanted, EDITED if edited else split, step, None)
+        source = of.source if of.source == "reference" else None
+        head = self._head(task, group, member, wanted, EDITED if edited else split, step, source)
         if head.id in self._known:
             return await self._resumed_or_new(head, task, deadline=None, greedy=False)
         head, record = await self._forked(head, of, cut, forced)
@@ -307,12 +326,52 @@ class Runtime(Generic[TaskT, OutputT]):
         made = (effect for effect in self.stored.journal(of.id) if effect.turn is not None and effect.status != "lost")
         return next(effect.issued for effect in made if effect.turn is not None and effect.turn.id == turn.id)
 
-    def _program(self, task: TaskT, *, greedy: bool) -> Program:
+    async def reference(
+        self, task: TaskT, *, group: str, member: int, refresh: int = 0, wanted: int = 1, split: str = "train", step: int = 0
+    ) -> Episode:
+        """An episode of the reference policy, or a copy of the one that measured the task (`GroupRun.reference`)."""
+        if not self._plays_reference:
+            raise UserError("no reference policy is served here; --set reference=on --set reference.model=FOLDER")
+        head = self._head(task, group, member, wanted, split, step, "reference")
+        async with self._alone(References.key(head)):
+            if self.store is not None and head.id not in self._known:
+                await self.store.flush()
+                measured = self._references.find(head, refresh, self.store)
+                if measured is not None:
+                    return replace(copy_of(self.store, head, measured), task=task)
+            episode = await self._resumed_or_new(head, task, deadline=None, greedy=False)
+            self._references.add(head)
+            return episode
+
+    async def demonstration(self, task: TaskT, episodes: str, *, seed: int, least: float | None = None) -> Episode | None:
+        """One of the task's demonstrations as an episode of this store (`GroupRun.demonstration`)."""
+        async with self._alone(episodes):
+            if episodes not in self._demonstrations:
+                self._demonstrations[episodes] = await asyncio.to_thread(Demonstrations, episodes)
+        known = self._demonstrations[episodes]
+        shown = known.draw(task_as_json(task), least, seed)
+        if shown is None:
+            return None
+        head = self._head(task, shown.name(self.experiment.workflow.code_hash), 0, 1, SPLIT, 0, "demonstration")
+        async with self._alone(head.id):
+            await self.stored.flush()
+            led = self.stored.episode(head.id) if head.id in self._known else None
+            if led is None or led.status == "running":
+                record = self.stored.journal(head.id) if led is not None else ()
+                head = self._known[head.id] = replace(head, seed=shown.episode.seed)
+                led = await self._execute(head, record, task, deadline=None, greedy=False, shown=shown)
+            return led if known.usable(shown, led) else None
+
+    def _program(self, task: TaskT, head: EpisodeHead, *, greedy: bool, shown: Demonstration | None = None) -> Program:
+        """What the episode of this head runs: by the seats of its source, and through a demonstration if one is given."""
         experiment = self.experiment
-        seats = self._seats[greedy]
+        seats = self._seats[head.source == "reference", greedy]
+        if shown is not None:
+            seats = {role: reciting(seat) for role, seat in seats.items()}
 
         def begin(world: World) -> Coroutine[Any, Any, OutputT]:
-            team = Team(world, experiment.workflow.agents, seats, self._threads.run)
+            told = world if shown is None else Recital(world, shown)
+            team = Team(told, experiment.workflow.agents, seats, self._threads.run)
             return experiment.workflow.function(task, team)
 
         def reward(output: Any, episode: Episode) -> Any:
@@ -334,46 +393,3 @@ class Runtime(Generic[TaskT, OutputT]):
         return Seat(
             policy.name, self.engine, renderer, sampling, self.experiment.limits.engine_retries, takes_messages, columns
         )
-
-
-class _OneTask(Generic[TaskT]):
-    """What a rollout plan may do with one task."""
-
-    def __init__(self, runtime: Runtime[TaskT, Any], task: TaskT, group: str, wanted: int, split: str, step: int) -> None:
-        self._runtime = runtime
-        self._task = task
-        self._group = group
-        self._wanted = wanted
-        self._split = split
-        self._step = step
-
-    async def run(self, member: int) -> Episode:
-        return await self._runtime.run(
-            self._task, group=self._group, member=member, wanted=self._wanted, split=self._split, step=self._step
-        )
-
-    async def fork(
-        self, member: int, of: Episode, cut: int, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
-    ) -> Episode:
-        return await self._runtime.fork(
-            self._task, of, cut, group=self._group, member=member, forced=forced,
-            wanted=self._wanted, split=self._split, step=self._step,
-        )  # fmt: skip
-
-    def line(
-        self, member: int, of: Episode | None = None, cut: int = 0, forced: Mapping[EffectKey, tuple[int, ...]] | None = None
-    ) -> AbstractAsyncContextManager[Line | ReadLine]:
-        return self._runtime.line(
-            self._task, of=of, cut=cut, group=self._group, member=member, forced=forced,
-            wanted=self._wanted, split=self._split, step=self._step,
-        )  # fmt: skip
-
-    def decode(self, turn: Turn, tokens: int) -> str:
-        return self._runtime.renderers[turn.policy].decode(turn.sampled_ids[:tokens])
-
-    async def cut_before(self, of: Episode, turn: Turn) -> int:
-        return await self._runtime.cut_before(of, turn)
-
-    @property
-    def vocab_size(self) -> int:
-        return self._runtime.engine.info.vocab_size

@@ -6,7 +6,7 @@ a turn (tool calls, rewards, probes, state, whether it was chosen) is joined to 
 Values of the effects that speak of turns:
 
     tool    {"turn", "arguments", "status", "output", "started", "ended", "attempts", "truncated", "call_id", "data"}
-    reward  {"name", "value", "turn", "agent"}
+    reward  {"name", "value", "turn", "agent"}; "later" if it was given behind the end
     score   {"turn", "probe", "position", "ids", "logprobs", "version", "value"}
     note    name "state" {"turn", "before", "after", "action", "raw"}; "observation" {"turn", "text"}; "valid" {"turn"};
             "candidate" {"turn", "set", "index", "chosen"}; "untrained" {"turn", "why"};
@@ -77,7 +77,9 @@ class Told:
     def add(self, kind: str, name: str, value: Any, ok: bool = True) -> None:
         """Takes in an effect that is no model call."""
         if kind == "reward":
-            self.reward(Reward(value["name"], value["value"], value["turn"], value["agent"]))
+            inside = value["turn"] is None and self.turns and "later" not in value
+            after = self.turns[-1][1].id if inside else None
+            self.reward(Reward(value["name"], value["value"], value["turn"], value["agent"], after))
         elif kind == "note" and name == "stop":
             self.stops.append((value["agent"], value["reason"]))
         elif kind == "note" and name == "metric":
@@ -138,7 +140,7 @@ class Told:
         if more.tools:
             changes["tool_calls"] = tools = (*turn.tool_calls, *sorted(more.tools, key=_call_id))
             if turn.state is not None and "state" not in changes:
-                behind = after[turn.id] if turn.id in after else ""
+                behind = after.get(turn.id, "")
                 changes["state"] = State(turn.state.before, behind, _action(tools), turn.state.raw)
         if more.rewards:
             changes["rewards"] = (*turn.rewards, *more.rewards)

@@ -323,7 +323,7 @@ def _as_effects(later: list[Reward]) -> list[Effect]:
             issued=0,
             completed=0,
             at=0.0,
-            value={"name": reward.name, "value": reward.value, "turn": reward.turn, "agent": reward.agent},
+            value={"name": reward.name, "value": reward.value, "turn": reward.turn, "agent": reward.agent, "later": True},
         )
         for n, reward in enumerate(later)
     ]

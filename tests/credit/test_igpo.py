@@ -44,15 +44,15 @@ def test_the_papers_form_gives_the_worked_numbers(batch: Any, gamma: float, key:
     np.testing.assert_allclose(advantage, np.concatenate(GOLDEN[key]), atol=1e-6)
 
 
-@pytest.mark.parametrize(("cut", "key"), [(True, "advantages_tool_tokens_masked"), (False, "advantages_no_mask")])
-def test_the_released_form_gives_the_authors_numbers(batch: Any, cut: bool, key: str) -> None:
-    advantage = iter(IGPO(form="released", cut=cut)(batch).advantage)
+@pytest.mark.parametrize(("form", "key"), [("released", "advantages_tool_tokens_masked"), ("uncut", "advantages_no_mask")])
+def test_the_released_form_gives_the_authors_numbers(batch: Any, form: Any, key: str) -> None:
+    advantage = iter(IGPO(form=form)(batch).advantage)
     for spans, row in zip(GOLDEN["official_inputs"]["spans"], GOLDEN["official"][key], strict=True):
         for start, end in spans:
             np.testing.assert_allclose(next(advantage), row[start:end], atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("form", ["paper", "released", "uncut"])
 def test_equal_rewards_give_exactly_nothing(form: Any) -> None:
     batch = to_batch(one_group([searched(f"e{i}", [0.1, 0.1, 0.1], 0.0) for i in range(3)]))
     assert not np.any(np.array(IGPO(form=form)(batch).advantage))

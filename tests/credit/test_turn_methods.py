@@ -311,24 +311,25 @@ def test_a_masked_decision_gets_no_credit_and_nothing_else_changes(chain, groupe
     turns = [turn("0", sampled=len(own), sampled_ids=np.array(own, np.int32)) for own in ids]
     members = [replace(chain(f"e{i}", "g", [], outcome=float(i)), turns=(t,)) for i, t in enumerate(turns)]
     batch, credit = assign(grouped(members), DecisionMasked(base=GRPO(std=None), after=(names["<think>"],)))
-    masks = [np.asarray(a) != 0 for a in credit.advantage]
-    assert masks[0].tolist() == [bool(m) for m in data["expected_loss_mask"]]
-    assert masks[1].tolist() == [bool(m) for m in data["expected_loss_mask_no_cot"]]
-    assert {float(a) for a in credit.advantage[0]} == {-0.5, 0.0}
-    row = to_rows(batch, credit)[0]
-    assert row.trained[0].advantage.tolist() == [-0.5, 0.0, -0.5, -0.5, -0.5, -0.5]
+    wanted = [[bool(m) for m in data[key]] for key in ("expected_loss_mask", "expected_loss_mask_no_cot")]
+    assert [mask.tolist() for mask in credit.mask] == wanted
+    assert credit.advantage.tolist() == GRPO(std=None)(batch).advantage.tolist() == [-0.5, 0.5]
+    rows = to_rows(batch, credit)
+    assert [row.trained[0].mask.tolist() for row in rows] == wanted
+    assert rows[0].trained[0].advantage.tolist() == [-0.5, 0.0, -0.5, -0.5, -0.5, -0.5]
 
 
 def test_where_the_template_opens_the_thought_the_first_drawn_token_decides(chain, grouped, turn):
     members = [replace(chain(f"e{i}", "g", [], outcome=float(i)), turns=(turn("0", sampled=3, forced=i),)) for i in (0, 1)]
     _, credit = assign(grouped(members), DecisionMasked(base=GRPO(std=None)))
-    assert [np.asarray(a).tolist() for a in credit.advantage] == [[0.0, -0.5, -0.5], [0.5, 0.0, 0.5]]
+    assert [mask.tolist() for mask in credit.mask] == [[False, True, True], [False, False, True]]
 
 
 def test_a_turn_without_the_tag_keeps_its_credit(chain, grouped):
     batch = to_batch(grouped([chain("a", "g", [0.0], outcome=1.0), chain("b", "g", [0.0])]))
     credit = DecisionMasked(base=GRPO(std=None), after=(77, 78))(batch)
-    assert [np.asarray(a).tolist() for a in credit.advantage] == [[0.5, 0.5], [-0.5, -0.5]]
+    assert all(mask.all() for mask in credit.mask)
+    assert [row.trained[0].mask for row in to_rows(batch, credit)] == [None, None]
 
 
 def test_a_base_that_leaves_forced_tokens_out_is_masked_at_the_right_place(chain, grouped, turn):

@@ -58,7 +58,9 @@ def game(plan: Any, *, rewarded: bool = True, **more: Any) -> Experiment[Any, An
 
 
 @asynccontextmanager
-async def opened(path: Path, experiment: Any, respond: Any = say_a_number) -> AsyncIterator[tuple[Runtime[Any, Any], SQLiteStore]]:
+async def opened(
+    path: Path, experiment: Any, respond: Any = say_a_number
+) -> AsyncIterator[tuple[Runtime[Any, Any], SQLiteStore]]:
     engine = Scripted(respond, renderer=renderer())
     with SQLiteStore(path / "store.db") as store:
         async with Runtime(experiment, store=store, engine=engine, renderers={"policy": renderer()}) as runtime:
@@ -116,7 +118,7 @@ async def test_a_stored_group_reads_and_replays_as_it_was(tmp_path: Path) -> Non
             assert differences(stored, ran) == []
             again = await runtime.replay(head, store.journal(head.id), store.tail(head.id), "Go")
             assert differences(stored, again) == [] and again.status == ran.status
-        ((read,),) = [groups for groups in read_steps(store, EpisodeFilter(split="train"), tokens=True)]
+        ((read,),) = list(read_steps(store, EpisodeFilter(split="train"), tokens=True))
         assert [episode.status for episode in read.episodes] == [episode.status for episode in group.episodes]
 
 
@@ -192,18 +194,35 @@ async def test_two_calls_at_once_are_no_turn_to_choose(tmp_path: Path) -> None:
     assert failure is not None and "two model calls at once" in failure.message and "rollout=independent" in failure.message
 
 
-async def test_a_stopped_episode_with_a_reward_of_no_turn_is_refused(tmp_path: Path) -> None:
-    @workflow(Agent("player"), name="loose")
-    async def loose(task: str, team: Team) -> int:
+async def test_rewards_of_no_turn_count_where_they_were_given(tmp_path: Path) -> None:
+    """As the program with two roles gives them: to an agent, behind its step."""
+
+    @workflow(Agent("coder"), Agent("tester"), name="pair")
+    async def pair(task: str, team: Team) -> int:
         for _ in range(2):
-            team.reward(number((await team["player"].run(task)).text))
+            for role in ("coder", "tester"):
+                said = number((await team[role].run(task)).text)
+                team.reward(said / 100, agent=role)
+            team.reward(0.5, name="round")
         return 0
 
-    experiment = Experiment(loose, policies=Policy("policy"), rollout=Candidates(candidates=2))
-    async with opened(tmp_path, experiment) as (runtime, _):
+    plan = Candidates(candidates=3, turns=4, alpha=0.5)
+    experiment = Experiment(pair, policies=Policy("policy"), rollout=plan)
+    async with opened(tmp_path, experiment) as (runtime, store):
         group = await runtime.group("Go", "g0")
-    with pytest.raises(UserError, match=r"stopped at a reward.*give it to one: team.reward\(value, turn=reply.turn\)"):
-        assign([group], ATGRPO())
+        await store.flush()
+        ((read,),) = list(read_steps(store, EpisodeFilter(split="train"), tokens=True))
+    assert read.episodes[0].rewards == group.episodes[0].rewards and group.episodes[0].rewards[0].after is not None
+    batch, credit = assign([group], ATGRPO(alpha=0.5, std=None))
+    assert credit.weight is not None and credit.metrics["credit/compared"] == 1.0
+    places: dict[str, list[tuple[float, float]]] = {}
+    for t in np.flatnonzero(credit.weight).tolist():
+        turn = batch.turns.turn[t]
+        places.setdefault(turn.id, []).append((number(turn.text) / 100, float(np.asarray(credit.advantage[t]))))
+    assert [len(drawn) for drawn in places.values()] == [3, 3, 3, 3]
+    for drawn in places.values():
+        mean = np.mean([said for said, _ in drawn])
+        np.testing.assert_allclose([given for _, given in drawn], [said - mean for said, _ in drawn], atol=1e-12)
 
 
 def test_plans_that_stop_rollouts_are_refused_where_whole_ones_are_compared(tmp_path: Path) -> None:
@@ -245,7 +264,9 @@ def sums(plan: Any) -> Experiment[Any, Any]:
     async def run(task: str, team: Team) -> str:
         return (await team["adder"].run(task)).text
 
-    return Experiment(run, policies=Policy("policy"), rollout=plan, reward=lambda task, output, episode: float(number(output) > 30))
+    return Experiment(
+        run, policies=Policy("policy"), rollout=plan, reward=lambda task, output, episode: float(number(output) > 30)
+    )
 
 
 def adding(prompt: str, rng: random.Random) -> str:
