@@ -6,7 +6,7 @@
 # make wheel    the wheel in a new environment: `agentrl demo --smoke` without the clone
 # make browser  the pages of `view` and `report` in Chromium
 # make engines  .engines: SGLang and vLLM, each in an environment of its own (once; 4.2 GB), and `make test-engines` runs them
-# make bench    the benchmarks, one table each (the learning study is apart: python benchmarks/search_qa.py)
+# make bench    the benchmarks, one table each (learning studies are apart: benchmarks/search_qa.py, benchmarks/credit_curves.py)
 
 PY := .venv/bin/python
 OUT ?= runs/demo
@@ -55,7 +55,7 @@ test-engines: .venv/.dev engines
 	AGENTRL_ENGINES=1 $(PY) -m pytest -n 0 tests/engines_real
 
 bench: .venv/.dev
-	@for program in $(filter-out benchmarks/search_qa.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(PY) $$program || exit 1; done
+	@for program in $(filter-out benchmarks/search_qa.py benchmarks/credit_curves.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(PY) $$program || exit 1; done
 
 clean:
 	rm -rf .venv .engines .cache .pytest_cache .ruff_cache dist build

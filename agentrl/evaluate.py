@@ -161,11 +161,11 @@ def open_sheet(experiment: Experiment[Any, Any], run: str | Path, episode: str, 
     with folder.store(read_only=True) as store:
         stored, journal = store.episode(episode), store.journal(episode)
     cut = cut_after(journal, stored, after_turn)
-    policy = stored.turns[after_turn - 1].policy if after_turn else next(iter(experiment.by_name))
-    if policy not in experiment.by_name:
-        raise UserError(f"{episode} was sampled by policy {policy!r}; the experiment has {', '.join(experiment.by_name)}")
+    policy = stored.turns[after_turn - 1].policy if after_turn else next(iter(experiment.served))
+    if policy not in experiment.served:
+        raise UserError(f"{episode} was sampled by policy {policy!r}; the experiment has {', '.join(experiment.served)}")
     own = own_renderer(experiment.engine, policy)
-    renderer = own or open_renderer(experiment.by_name[policy], models_of(experiment, run)[policy])
+    renderer = own or open_renderer(experiment.served[policy], models_of(experiment, run)[policy])
     agents = experiment.workflow.agents
     return Sheet(stored, journal, after_turn, cut, renderer, agents)
 

@@ -17,7 +17,7 @@ from agentrl.learning.optimisers import AdamW, Optimiser
 from agentrl.limits import Limits
 from agentrl.objectives import Clipped
 from agentrl.objectives.contract import Objective
-from agentrl.probes.contract import Probe
+from agentrl.probes.contract import Gauge, Probe
 from agentrl.rollout import Independent, RolloutPlan
 from agentrl.rollout.contract import PlaysReference
 from agentrl.tasks.contract import TaskSource
@@ -72,7 +72,7 @@ class Experiment(Generic[TaskT, OutputT]):
     credit: Estimator = field(default_factory=GRPO)
     transforms: Sequence[RewardTransform] = ()
     """What is made of a group's rewards before credit is computed, one after the other."""
-    probes: Sequence[Probe] = ()
+    probes: Sequence[Probe | Gauge] = ()
     """What is measured at the turns of every sampled episode when it has ended (`agentrl.probes`)."""
     reference: Policy | None = None
     """A frozen policy beside the others: what it earns is a baseline, what it would have said the anchor of a KL term."""

@@ -17,6 +17,8 @@ from agentrl.learning.contract import StepStats
 from agentrl.metrics import Sink, StepMetrics
 from agentrl.metrics.lag import LoopLag, percentile
 from agentrl.metrics.trend import Trend
+from agentrl.rollout.contract import FromDemonstrations
+from agentrl.runtime.demonstrations import begins_inside
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,8 @@ class Meter:
             values["loop_lag/mean"] = sum(late) / len(late)
             values |= {"loop_lag/p99": percentile(late, 0.99), "loop_lag/max": max(late)}
         alone = len(stats.keys() - {CRITIC}) == 1
+        if isinstance(self._experiment.rollout, FromDemonstrations):
+            values["episodes/reset"] = float(sum(begins_inside(episode) for group in groups for episode in group.finished))
         for name, step in stats.items():
             prefix = "" if alone and name != CRITIC else f"{name}/"
             values |= {f"{prefix}loss": step.loss, f"{prefix}tokens/trained": float(step.trained_tokens)}
@@ -101,7 +105,8 @@ class Meter:
         values |= self._evaluation
         self._evaluation = {}
         self._seconds = dict.fromkeys(_STAGES, 0.0)
-        slowest = max((e for group in groups for e in group.episodes), key=lambda e: e.seconds, default=None)
+        sampled = [e for group in groups for e in group.episodes if e.source != "reference"]
+        slowest = max(sampled, key=lambda e: e.seconds, default=None)
         self._write(batch, values, {} if slowest is None else {"episodes/slowest": slowest.id})
         for line in losses(groups):
             self._tell(lambda sink, line=line: sink.note(f"batch {batch}: {line}"))
@@ -120,15 +125,19 @@ class Meter:
 
 
 def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the finished episodes of these groups, and what became of the others, by cause."""
+    """Means over the finished episodes of these groups, and what became of the others, by cause.
+
+    Episodes of a reference are paid for and can be lost like any other, and are in no mean of the policy's.
+    """
     episodes = [episode for group in groups for episode in group.episodes]
-    finished = [episode for group in groups for episode in group.finished]
+    finished = [episode for group in groups for episode in group.finished if episode.source != "reference"]
+    measured = [episode for group in groups for episode in group.finished if episode.source == "reference"]
     count = max(1, len(finished))
     stops = Counter(reason for episode in finished for _, reason in episode.stops)
     causes = Counter(_cause(episode) for episode in episodes if episode.status not in FINISHED)
     names = {name for episode in finished for name in episode.metrics}
     drift = sum(1 for episode in episodes for turn in episode.turns if turn.untrained)
-    seconds = [episode.seconds for episode in episodes] or [0.0]
+    seconds = [episode.seconds for episode in episodes if episode.source != "reference"] or [0.0]
     paid = [episode.ledger for episode in episodes]
     prompts = sum(ledger.prompt_tokens for ledger in paid)
     cached = sum(ledger.cached_tokens for ledger in paid)
@@ -149,6 +158,7 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "episodes/seconds_p99": percentile(seconds, 0.99),
         "episodes/seconds_max": max(seconds),
         "drift": float(drift),
+        **({"reward/reference": sum(episode.reward for episode in measured) / len(measured)} if measured else {}),
         **{f"stop/{reason}": number / count for reason, number in sorted(stops.items())},
         **{f"lost/{cause}": float(number) for cause, number in sorted(causes.items())},
         **{f"metric/{name}": sum(e.metrics.get(name, 0.0) for e in finished) / count for name in sorted(names)},

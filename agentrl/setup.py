@@ -71,10 +71,11 @@ def check_objective(experiment: Experiment[Any, Any]) -> None:
     if not getattr(experiment.objective, "needs_reference", False):
         return
     method, reference = type(experiment.objective).__name__, experiment.reference
-    if reference is None:
+    if reference is None or not str(reference.model):
+        what = "none" if reference is None else f"{reference.name!r} without a model"
         raise UserError(
-            f"{method} has a KL term against a reference policy, and the experiment has none; Experiment(..., "
-            'reference=Policy("reference", model=FOLDER, frozen=True)), or --set objective.kl=0'
+            f"{method} has a KL term against a reference policy, and the experiment has {what}; --set reference=on "
+            "--set reference.model=FOLDER, or --set objective.kl=0"
         )
     folder = model_folder(reference)
     if not folder.joinpath("config.json").is_file():
@@ -144,7 +145,8 @@ def check_credit(experiment: Experiment[Any, Any]) -> None:
     if unasked:
         raise UserError(
             f"{type(experiment.credit).__name__} needs the probe {', '.join(map(repr, unasked))}, which nothing asks; "
-            "Experiment(..., probes=(AnswerProbe(answer=function of the task),)) or a probe of this name of your own"
+            "Experiment(..., probes=(AnswerProbe(answer=function of the task),)) or a probe of this name of your own, "
+            "--set probes=file.py:NAME"
         )
     if needs.reference_rewards and not (isinstance(experiment.rollout, PlaysReference) or _tasks_are_measured(experiment)):
         raise UserError(

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from agentrl.agent import Agent, AgentRun, Reply
+from agentrl.box import Box, Sessions
 from agentrl.effect import digest_request
 from agentrl.engines.contract import Engine, GenerateRequest, Generation
 from agentrl.episode import IntArray, Parent, Sampling, State, StopReason, Turn, digest_ids, token_ids
 from agentrl.errors import RewardError, UserError
 from agentrl.rendering.contract import Message, Rendered, Renderer
+from agentrl.sandbox import SandboxLimits
 from agentrl.tool import as_tools
 from agentrl.workflow import Ask, Asked, Outcome, World
 
@@ -51,8 +53,11 @@ class Team:
         agents: Mapping[str, Agent],
         seats: Mapping[str, Seat],
         thread: Callable[[Callable[[], Any]], Any],
+        sandboxes: Sessions | None = None,
     ) -> None:
         self.world = world
+        self._sandboxes = sandboxes
+        self._boxes = 0
         self.thread = thread
         self._agents = agents
         self._seats = seats
@@ -97,6 +102,16 @@ class Team:
         request = digest_request("effect", name, said.encode())
         ask = Ask("effect", name, request, said[:120], run, outlives=outlives, idempotent=idempotent)
         return _as_json((await self.world.perform(ask)).value)  # its own copy: what it does to it is not recorded
+
+    def sandbox(self, limits: SandboxLimits | None = None) -> Box:
+        """Where untrusted code runs: `async with team.sandbox() as box`. It ends with the block, or with the episode.
+
+        `UserError` if the experiment has no sandbox.
+        """
+        if self._sandboxes is None:
+            raise UserError("this team has no sandbox; run it by a Runtime, with Experiment(..., sandbox=Process())")
+        self._boxes += 1
+        return Box(self.world, self._sandboxes, f"box {self._boxes}", limits or self._sandboxes.limits)
 
     def reward(self, value: float, *, name: str = "reward", turn: Turn | None = None, agent: str | None = None) -> None:
         """Gives a reward: to a turn or, without one, at the end; to one agent or, without one, to the team."""

@@ -32,6 +32,8 @@ class ToolOutput:
     data: Mapping[str, Any] = EMPTY_MAP
     state: str = ""
     """Canonical key of the environment's state after the call; empty = not an environment."""
+    failed: bool = False
+    """The call did not do what was asked, and the text says why: its status is "error"."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Tool:
     """How often a call that raised is made again; only for idempotent tools."""
     idempotent: bool = True
     outlives: bool = False
+    inside: bool = False
+    """Whether the call is part of the workflow: it may use the team's boxes and effects, each of which is recorded for itself.
+    Such a function is async; it is run again on replay, so that it may touch nothing else."""
     is_async: bool = True
     keyed: bool = False
     """`call` takes `idempotency_key` (hidden from the model): the same text for every try of one call, in every process."""
@@ -61,6 +66,10 @@ class Tool:
     def __post_init__(self) -> None:
         if self.timeout <= 0:
             raise UserError(f"tool {self.name}: timeout must be > 0 seconds, got {self.timeout}")
+        if self.inside and not self.is_async:
+            raise UserError(f"tool {self.name}: inside=True is for async functions; a thread cannot use the team")
+        if self.inside and (self.retries or self.outlives):
+            raise UserError(f"tool {self.name}: inside=True goes without retries and outlives; its own effects have them")
         if self.retries and not self.idempotent:
             raise UserError(f"tool {self.name}: retries={self.retries} needs idempotent=True, for a retry repeats the call")
 
@@ -126,7 +135,7 @@ def as_tool(value: Any) -> Tool:
     parameters, required = _schema(target, name)
     limits = {
         key: getattr(value, key)
-        for key in ("timeout", "max_output", "retries", "idempotent", "outlives")
+        for key in ("timeout", "max_output", "retries", "idempotent", "outlives", "inside")
         if hasattr(value, key)
     }
     return Tool(

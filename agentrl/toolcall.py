@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agentrl.effect import digest_request
 from agentrl.episode import ToolStatus, Turn
-from agentrl.errors import ToolError, capture, describe
+from agentrl.errors import ReplayDiverged, SandboxError, ToolError, capture, describe
 from agentrl.rendering.contract import ToolRequest
 from agentrl.tool import Tool, ToolOutput
 from agentrl.workflow import Ask, Asked, Outcome
@@ -35,27 +35,32 @@ async def call_tool(team: Team, tools: Mapping[str, Tool], turn: Turn, request: 
         refused = ("bad_arguments", problem)
     said = json.dumps(dict(request.arguments))
 
-    async def run(asked: Asked) -> Outcome:
+    async def told(key: str, started: float, clock: Callable[[], float]) -> dict[str, Any]:
         if refused is not None or tool is None:
             status, output, attempts = refused[0] if refused else "unknown_tool", ToolOutput(refused[1] if refused else ""), 0
         else:
-            status, output, attempts = await _attempts(team, tool, said, asked)
+            status, output, attempts = await _attempts(team, tool, said, key)
         text = cut_middle(output.text, tool.max_output if tool is not None else 8192)
-        value: dict[str, Any] = {
+        return {
             "turn": turn.id,
             "arguments": json.loads(said),
             "status": status,
             "output": text,
-            "started": asked.issued_at,
-            "ended": asked.clock(),
+            "started": started,
+            "ended": clock(),
             "attempts": attempts,
             "truncated": len(text) != len(output.text),
             "call_id": request.call_id,
             "data": dict(output.data),
             "state": output.state,
         }
-        return Outcome(value)
 
+    async def run(asked: Asked) -> Outcome:
+        return Outcome(await told(asked.idempotency_key, asked.issued_at, asked.clock))
+
+    if tool is not None and tool.inside:
+        value = team.world.record("tool", request.name, await told("", team.now(), team.now))
+        return ToolOutput(value["output"], value["data"], value["state"])
     ask = Ask(
         kind="tool",
         name=request.name,
@@ -69,14 +74,14 @@ async def call_tool(team: Team, tools: Mapping[str, Tool], turn: Turn, request: 
     return ToolOutput(value["output"], value["data"], value["state"])
 
 
-async def _attempts(team: Team, tool: Tool, said: str, asked: Asked) -> tuple[ToolStatus, ToolOutput, int]:
-    """Runs a tool until it gives something; each try has the arguments to itself. Raises the tool's own `ToolError` alone."""
+async def _attempts(team: Team, tool: Tool, said: str, key: str) -> tuple[ToolStatus, ToolOutput, int]:
+    """Runs a tool until it gives something; each try has the arguments to itself. Raises what is no fault of the call alone."""
     status: ToolStatus = "error"
     output = ToolOutput("")
     for attempt in range(tool.retries + 1):
         with capture() as caught:
-            status, output = await _try(team, tool, json.loads(said), asked)
-        if isinstance(caught.error, ToolError) and attempt == tool.retries:
+            status, output = await _try(team, tool, json.loads(said), key)
+        if isinstance(caught.error, ToolError | SandboxError | ReplayDiverged) and attempt == tool.retries:
             raise caught.error  # what the tool stands on is broken: the episode is lost, and no model is to blame
         if caught.error is not None:
             status, output = "error", ToolOutput(f"{tool.name} failed: {describe(caught.error)}")
@@ -85,14 +90,15 @@ async def _attempts(team: Team, tool: Tool, said: str, asked: Asked) -> tuple[To
     return status, output, tool.retries + 1
 
 
-async def _try(team: Team, tool: Tool, arguments: dict[str, Any], asked: Asked) -> tuple[ToolStatus, ToolOutput]:
+async def _try(team: Team, tool: Tool, arguments: dict[str, Any], key: str) -> tuple[ToolStatus, ToolOutput]:
     if tool.keyed:
-        arguments["idempotency_key"] = asked.idempotency_key
+        arguments["idempotency_key"] = key
     deadline = asyncio.timeout(tool.timeout)
     try:
         async with deadline:
             given = tool.call(**arguments) if tool.is_async else await team.thread(lambda: tool.call(**arguments))
-            return "ok", _as_output(await given if inspect.isawaitable(given) else given)
+            output = _as_output(await given if inspect.isawaitable(given) else given)
+            return "error" if output.failed else "ok", output
     except TimeoutError:
         if not deadline.expired():
             raise

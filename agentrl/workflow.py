@@ -97,8 +97,8 @@ class World(Protocol):
         """Runs an effect, or hands back what the record holds of it. Raises what it raised."""
         ...
 
-    def record(self, kind: EffectKind, name: str, value: Any) -> None:
-        """Writes a JSON value into the journal at once."""
+    def record(self, kind: EffectKind, name: str, value: Any) -> Any:
+        """Writes a JSON value into the journal at once; gives what the journal holds, which an edit may have changed."""
         ...
 
     def seed(self, *parts: str | int) -> int:

@@ -26,19 +26,27 @@ from agentrl import Experiment, train
 from agentrl.config import apply_settings
 from agentrl.learning.optimisers import Muon
 from agentrl.metrics import JSONL, StepMetrics, draw_curve, read_metrics
+from agentrl.runtime.policies import checkpoints
 from agentrl.tasks import Uniform
 from agentrl_workflows.search_qa.experiment import search_qa, warm_up
 from agentrl_workflows.search_qa.model import make_model
 from agentrl_workflows.search_qa.questions import held_out_questions, train_questions
 
-PROBES = "probes=agentrl_workflows.search_qa.experiment:PROBES"
+ANSWER = "probes=agentrl_workflows.search_qa.experiment:ANSWER"
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "group": ("credit=grpo",),
     "turn": ("credit=gtpo_turn",),
     "state": ("credit=gigpo",),
     "tree": ("credit=tree_grpo", "rollout=random_tree", "rollout.trees=2", "rollout.expand=3"),
-    "probe": ("credit=igpo", PROBES),
-    "reference": ("credit=pvpo", "rollout=referenced"),
+    "probe": ("credit=igpo", ANSWER),
+    "reference": (
+        "credit=pvpo",
+        "rollout=referenced",
+        "rollout.samples=4",
+        "reference=on",
+        "reference.model={warm}",
+        "reference.parser=tags",
+    ),
 }
 """What each family's run is told on the command line; eight episodes a question in all of them."""
 HOPS = (2, 3, 4)
@@ -98,7 +106,7 @@ def experiment_of(family: str, seed: int, warm: Path) -> Experiment[Any, Any]:
         eval_every=15,
         checkpoint_every=50,
     )
-    return apply_settings(common, FAMILIES[family])
+    return apply_settings(common, [setting.format(warm=warm) for setting in FAMILIES[family]])
 
 
 async def spend(experiment: Experiment[Any, Any], out: Path, tokens: float) -> Path:
@@ -117,7 +125,7 @@ def curve(family: str, seed: int, out: Path, tokens: float) -> Outcome:
     done = out / f"{family}.json"
     if done.exists():
         return Outcome(**json.loads(done.read_text()))
-    warm = learned(warm_up(out / "model", seed=seed, steps=WARM_STEPS), out / "warm")
+    warm = start(seed, out)
     experiment = experiment_of(family, seed, warm)
     after = asyncio.run(spend(experiment, out / family, tokens))
     steps = read_metrics(out / family / "metrics.jsonl")
@@ -135,11 +143,14 @@ def curve(family: str, seed: int, out: Path, tokens: float) -> Outcome:
     return outcome
 
 
-def start(seed: int, out: Path) -> None:
-    """The warm start that all families of a seed begin from."""
+def start(seed: int, out: Path) -> Path:
+    """The weights that all families of a seed begin from."""
     if not (out / "model" / "config.json").exists():
         make_model(out / "model", seed=seed)
-    learned(warm_up(out / "model", seed=seed, steps=WARM_STEPS), out / "warm")
+    begun = checkpoints(out / "warm", "searcher") if (out / "warm").exists() else ()
+    if begun and begun[-1].name == f"step-{WARM_STEPS:06d}":
+        return begun[-1]
+    return learned(warm_up(out / "model", seed=seed, steps=WARM_STEPS), out / "warm")
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

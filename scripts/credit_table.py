@@ -2,7 +2,8 @@
 
     python scripts/credit_table.py [--check]
 
-A row is a short name with its class and defaults, the paper, what `needs` asks for, and the first sentence of the docstring.
+A row is a short name with its class and defaults, the paper, what `needs` asks for, and the formula: the first sentence of the
+docstring that has one.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ def row(name: str, kind: type[Estimator]) -> Iterator[str]:
     yield f"`{kind.__name__}({', '.join(settings(kind))})`"
     yield f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})"
     yield ", ".join(wanted(kind.needs)) or "nothing"
-    yield sentence(said).replace("|", "\\|")
+    yield formula(said).replace("|", "\\|")
 
 
 def settings(kind: type[Estimator]) -> Iterator[str]:
     """Its fields with their defaults, as they are written."""
-    made = kind()
     for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        yield f"{field.name}={getattr(made, field.name)!r}"
+        value = getattr(kind(), field.name)
+        made = hasattr(value, "needs") and value == type(value)()
+        yield f"{field.name}={type(value).__name__ + '()' if made else repr(value)}"
 
 
 def wanted(needs: Needs) -> Iterator[str]:
@@ -68,15 +70,14 @@ def wanted(needs: Needs) -> Iterator[str]:
         yield "a critic, or a probe `value`" if name == "value" else f"a probe `{name}`"
 
 
-def sentence(said: str) -> str:
-    """The first sentence, without the paper in brackets."""
-    flat = " ".join(said.split())
-    first = re.split(r"(?<!\bal)(?<!\beq)(?<!\beqs)\.(?= |$)", flat)[0]
-    return re.sub(r" \([^()]*arXiv[^()]*\)", "", first)
+def formula(said: str) -> str:
+    """The first sentence with a formula, without the paper in brackets."""
+    sentences = re.split(r"(?<!\bal)(?<!\beq)(?<!\beqs)\. ", " ".join(said.split()))
+    return re.sub(r" \([^()]*arXiv[^()]*\)", "", next(filter(FORMULA.search, sentences))).removesuffix(".")
 
 
-def main() -> int:
-    """The program."""
+def main() -> str | int:
+    """The program; what it gives is its exit status, or what it says when it fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if the document is stale")
     options = parser.parse_args()
@@ -85,9 +86,7 @@ def main() -> int:
     _, _, after = rest.partition(END)
     made = f"{before}{BEGIN}\n{table()}\n{END}{after}"
     if options.check:
-        if made != text:
-            print(f"{DOC.name} is stale; python scripts/credit_table.py writes it anew", file=sys.stderr)
-        return int(made != text)
+        return f"{DOC.name} is stale; python scripts/credit_table.py writes it anew" if made != text else 0
     DOC.write_text(made, encoding="utf-8")
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from agentrl.credit import ESTIMATORS, GRPO, GTPO, GiGPO, assign
 from agentrl.credit.compare import compare, read_recorded, read_steps
 from agentrl.episode import Reward
 from agentrl.errors import UserError
+from agentrl.resolve import load_file
 from agentrl.store.contract import EpisodeFilter, EpisodeHead, EpisodeTail
 from agentrl.store.sqlite import SQLiteStore
 
@@ -28,11 +28,7 @@ README_ESTIMATOR = (ROOT / "README.md").read_text().split("# mylab.py")[1].split
 
 def maker() -> Any:
     """The benchmark's stores, which are what a run leaves."""
-    spec = importlib.util.spec_from_file_location("benchmarks_credit", ROOT / "benchmarks" / "credit.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "benchmarks" / "credit.py")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,8 @@ FLOORS = (
     ("run", "meter", "admission", "prepare", "publish"),
     ("runtime", "config", "resolve", "metrics", "testing", "exchange"),
     ("experiment",),
-    ("team", "agent", "toolcall", "workflow"),
+    ("rubrics",),
+    ("team", "agent", "judge", "toolcall", "workflow"),
     (
         "context",
         "rendering",

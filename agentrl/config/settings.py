@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin
@@ -34,6 +34,7 @@ def short_names(hint: Any) -> Mapping[str, Any] | None:
     from agentrl.learning.optimisers import AdamW, Muon, Optimiser
     from agentrl.learning.schedules import Constant, Cosine, Linear, Schedule
     from agentrl.objectives import OBJECTIVES, Objective
+    from agentrl.probes import GAUGES, Gauge
     from agentrl.rollout import PLANS, RolloutPlan
     from agentrl.transforms import TRANSFORMS, RewardTransform
 
@@ -44,12 +45,21 @@ def short_names(hint: Any) -> Mapping[str, Any] | None:
         RewardTransform: TRANSFORMS,
         Objective: OBJECTIVES,
         RolloutPlan: PLANS,
+        Gauge: GAUGES,
         EngineSpec: {"local": Local, "openai": OpenAI, "sglang": SGLang, "vllm": VLLM},
         Optimiser: {"adamw": AdamW, "muon": Muon},
         Schedule: {"constant": Constant, "linear": Linear, "cosine": Cosine},
     }
-    asked = get_args(hint) if get_origin(hint) in (Sequence, Union, types.UnionType) else (hint,)
+    asked = tuple(_kinds(hint))
     return next((table for kind, table in tables.items() if kind in asked), None)
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The annotation itself, and those inside `| None` and `Sequence[]`."""
+    yield hint
+    if get_origin(hint) in (Sequence, Union, types.UnionType):
+        for inner in get_args(hint):
+            yield from _kinds(inner)
 
 
 @dataclass(frozen=True, slots=True)

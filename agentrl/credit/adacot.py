@@ -8,12 +8,13 @@ from typing import ClassVar
 from agentrl.credit.contract import Batch, Bools, Credit, Estimator, Needs
 from agentrl.credit.grpo import GRPO
 from agentrl.credit.masks import everything, over_sampled
+from agentrl.credit.tree import as_drawn
 from agentrl.episode import Turn
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionMasked:
-    """The credit of `base`, without the one token that stands behind the first `after` in a turn's sampled ids.
+    """A = that of `base`, without the one token that stands behind the first `after` in a turn's sampled ids.
 
     Selective loss masking of AdaCoT (arXiv 2505.11896): data that are one-sided cannot wear away the choice whether to think.
     `after` are the ids of the opening tag in the policy's vocabulary; () is for a template that opens the thought itself:
@@ -29,6 +30,10 @@ class DecisionMasked:
         """The base's, with a mask."""
         credit = self.base(batch)
         turns = batch.turns.turn
+        if credit.inherited:
+            known = {episode.id: episode for group in batch.groups for episode in group.episodes}
+            leaves = [batch.episodes[leaf] for leaf in batch.turns.episode.tolist()]
+            turns = tuple(as_drawn(turn, leaf, known) for turn, leaf in zip(turns, leaves, strict=True))
         masks = [everything(turn) for turn in turns] if credit.mask is None else credit.mask
         return replace(credit, mask=[self._undecided(turn, mask) for turn, mask in zip(turns, masks, strict=True)])
 

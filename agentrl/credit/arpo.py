@@ -12,7 +12,9 @@ from agentrl.credit.tree import Forest
 
 @dataclass(frozen=True, slots=True)
 class ARPO:
-    """Agentic Reinforced Policy Optimization (Dong et al. 2025, arXiv 2507.19849). Its plan is `agentrl.rollout.EntropyTree`.
+    """A_i = (R_i - mean R) / (std R + eps) over the leaves of a group; on shared tokens the mean over the leaves behind them.
+
+    Agentic Reinforced Policy Optimization (Dong et al. 2025, arXiv 2507.19849). Its plan is `agentrl.rollout.EntropyTree`.
 
     `shared="soft"`, the authors' default, is GRPO over the leaves: shared tokens stand in the row of each leaf behind them,
     with one ratio, so that the leaves' mean is their advantage in effect. "hard" says so: they get that mean in each row.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agentrl.credit.batch import to_batch
-from agentrl.credit.contract import Batch, Credit, Estimator, Floats
+from agentrl.credit.contract import Batch, Bools, Credit, Estimator, Floats
 from agentrl.credit.masks import over_sampled
 from agentrl.episode import Group
 from agentrl.errors import UserError, boundary, capture
@@ -64,12 +64,7 @@ def _check(credit: Any, batch: Batch, name: str) -> None:
             t = int(np.argmax(credit.weight < 0))
             raise UserError(f"{name} gave weight {credit.weight[t]} {_at(batch, t)}; weights must not be negative")
     if credit.mask is not None:
-        if len(credit.mask) != len(batch.turns):
-            raise UserError(
-                f"{name} gave masks for {len(credit.mask)} turns, wanted one for each of the batch's {len(batch.turns)}"
-            )
-        for turn, mask in zip(batch.turns.turn, credit.mask, strict=True):
-            over_sampled(turn, mask)
+        _check_masks(credit.mask, batch, name)
     for (t, leaf), advantage in credit.by_row.items():
         if not 0 <= t < len(batch.turns):
             raise UserError(
@@ -80,6 +75,16 @@ def _check(credit: Any, batch: Batch, name: str) -> None:
     for key, value in metrics.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{name} gave metric {key!r} = {value!r} ({_kind(value)}), wanted a finite number; give float(...)")
+
+
+def _check_masks(masks: Sequence[Bools], batch: Batch, name: str) -> None:
+    if len(masks) != len(batch.turns):
+        raise UserError(f"{name} gave masks for {len(masks)} turns, wanted one for each of the batch's {len(batch.turns)}")
+    for t, (turn, mask) in enumerate(zip(batch.turns.turn, masks, strict=True)):
+        try:
+            over_sampled(turn, mask)
+        except UserError as error:
+            raise UserError(f"{name} gave a mask {_at(batch, t)} that does not fit it: {error}") from error
 
 
 def _check_column(values: Any, batch: Batch, name: str, what: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from agentrl.credit.assign import assign, estimate
 from agentrl.credit.contract import Batch, Credit, Estimator, Floats, Ints
+from agentrl.credit.masks import over_sampled
 from agentrl.credit.statistics import returns
 from agentrl.credit.values import CRITIC, VALUES, read_values, with_values
 from agentrl.episode import Episode, Group, Turn
@@ -132,10 +133,18 @@ def _joined(parts: Sequence[np.ndarray], dtype: type = np.float64) -> np.ndarray
 
 
 def _a_turn(credit: Credit) -> Floats:
-    """One number a turn: where each token has its own, the mean."""
+    """One number a turn: where each token has its own, the mean; with a mask, of those that are in the loss."""
     if isinstance(credit.advantage, np.ndarray):
         return credit.advantage.astype(np.float64)
-    return np.array([np.mean(values) for values in credit.advantage], dtype=np.float64)
+    if credit.mask is None:
+        return np.array([np.mean(values) for values in credit.advantage], dtype=np.float64)
+    result = np.zeros(len(credit.turns))
+    for t, (turn, mask) in enumerate(zip(credit.turns.turn, credit.mask, strict=True)):
+        kept = mask if credit.inherited else over_sampled(turn, mask)
+        values = np.asarray(credit.advantage[t])
+        kept = kept[-len(values) :] if values.ndim else kept  # values of drawn tokens alone
+        result[t] = np.mean(np.broadcast_to(values, kept.shape)[kept]) if kept.any() else 0.0
+    return result
 
 
 def _looked_up(batch: Batch, recorded: Recorded) -> Iterator[float]:
@@ -144,8 +153,8 @@ def _looked_up(batch: Batch, recorded: Recorded) -> Iterator[float]:
         if key not in recorded:
             yield np.nan
             continue
-        values = np.nan_to_num(np.frombuffer(recorded[key], "<f4"))  # nan: out of the loss
-        yield float(values[0]) if len(values) == 1 else float(values[turn.forced :].mean())
+        values = np.frombuffer(recorded[key], "<f4")  # nan: out of the loss
+        yield float(values[0]) if len(values) == 1 else float(np.nanmean(values))
 
 
 def _check_needs(steps: Sequence[Sequence[Group]], estimators: Sequence[Estimator]) -> None:

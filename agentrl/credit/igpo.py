@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,7 +11,7 @@ import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Needs, TurnColumns
 from agentrl.credit.statistics import alone, normalise, returns
-from agentrl.episode import Episode, Probe
+from agentrl.episode import Episode
 
 PROBE = "answer"
 """Name of the probe: p_t, the likelihood of the right answer before turn t (`agentrl.probes.AnswerProbe`)."""
@@ -53,21 +52,15 @@ class IGPO:
 
 def _gains(turns: TurnColumns) -> tuple[Floats, np.ndarray]:
     """(T,) p_{t+1} - p_t, 0 on the last turn and in an episode that is not wholly probed; and whether it is."""
-    before = np.array([_likelihood(turn.probes) for turn in turns.turn], np.float64)
+    probes = ((t, probe) for t, turn in enumerate(turns.turn) for probe in turn.probes if probe.name == PROBE)
+    found = [(t, probe.value) for t, probe in probes if probe.value is not None]
+    before = np.full(len(turns), np.nan)
+    np.fmax.at(before, [t for t, _ in found], [value for _, value in found])  # of several right answers the likeliest
     gain = np.zeros(len(turns))
     gain[:-1] = np.where(turns.last[:-1], 0.0, before[1:] - before[:-1])
     lacking = np.unique(turns.episode[np.isnan(before)])
     probed = ~np.isin(turns.episode, lacking)
     return np.where(probed, gain, 0.0), probed
-
-
-def _likelihood(probes: Sequence[Probe]) -> float:
-    """That of the likeliest of several right answers; nan where there is none."""
-    best = math.nan
-    for probe in probes:
-        if probe.name == PROBE and probe.value is not None and not best >= probe.value:
-            best = probe.value
-    return best
 
 
 def _released(batch: Batch, rewards: Floats, *, cut: bool) -> list[Floats]:

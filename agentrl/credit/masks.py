@@ -19,8 +19,8 @@ def over_sampled(turn: Turn, mask: Bools) -> Bools:
     given, sampled = np.asarray(mask), len(turn.sampled_ids)
     if given.dtype != np.bool_ or given.shape not in ((sampled,), (sampled - turn.forced,)):
         raise UserError(
-            f"credit: turn {turn.id} has a mask of dtype {given.dtype} and shape {given.shape}; "
-            f"wanted bool of shape ({sampled},), one for each sampled token"
+            f"a mask of turn {turn.id} has dtype {given.dtype} and shape {given.shape}, wanted bool of shape ({sampled},), "
+            "one for each sampled token"
         )
     result = np.zeros(sampled, np.bool_)
     result[turn.forced :] = given[len(given) - (sampled - turn.forced) :]

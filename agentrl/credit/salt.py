@@ -44,9 +44,8 @@ class SALT:
         advantage = credit.advantage - normalise(credit.advantage, by=step, once=turns.episode)
         alone = sizes(by=step, once=turns.episode) == 1
         advantage[alone] = credit.advantage[alone]
-        return Credit(
-            turns, advantage, weight=credit.weight, metrics={**credit.metrics, "credit/merged": float(np.mean(~alone))}
-        )
+        metrics = {**credit.metrics, "credit/merged": float(np.mean(~alone))}
+        return Credit(turns, advantage, weight=credit.weight, metrics=metrics, mask=credit.mask)
 
 
 def _steps(turns: TurnColumns, history: int) -> tuple[Ints, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from agentrl.credit.batch import MASKED
 from agentrl.credit.contract import Batch, Bools, Credit, Floats, Ints, Needs
 from agentrl.credit.statistics import normalise
-from agentrl.credit.tree import Forest, as_drawn, shared, whole_rewards
+from agentrl.credit.tree import Forest, shared, whole_rewards
 from agentrl.episode import Episode
 
 
@@ -20,10 +20,10 @@ from agentrl.episode import Episode
 class SPOTree:
     """A(segment) = V(node) - V(parent), V(node) the mean of its children's, V(leaf) the reward (arXiv 2505.23564).
 
-    Its plan is `agentrl.rollout.FixedTree`; a segment is a turn, or a stretch of one between places where rollouts branch. The
-    mean is over children, not over the leaves below, as in the authors' code. `std="population"` divides by the deviation of the
-    siblings (their "grpo"; None is "rloo"). Each segment is trained once, in the first leaf that holds it, and not at all if its
-    advantage is 0. Tokens that the policy gave a probability of at least `certain` are not in the loss.
+    Its plan is `agentrl.rollout.FixedTree`; a segment is a turn, or a stretch of one between places where rollouts branch.
+    The mean is over children, not over the leaves below, as in the authors' code. `std="population"` divides by the deviation
+    of the siblings (their "grpo"; None is "rloo"). Each segment is trained once, in the first leaf that holds it, and not at
+    all if its advantage is 0. Tokens that the policy gave a probability of at least `certain` are not in the loss.
     """
 
     std: Literal["population"] | None = None
@@ -44,7 +44,8 @@ class SPOTree:
         once[learned[np.unique(stretches.node[learned], return_index=True)[1]]] = True
         once &= advantage != 0.0
         mask = self._mask(forest, once)
-        weight = np.array([tokens.any() for tokens in mask], dtype=np.float64)
+        weight = np.zeros(len(turns))
+        weight[stretches.turn[once]] = 1.0
         metrics = forest.metrics(advantage)
         return Credit(turns, forest.by_turn(advantage), weight=weight, mask=mask, inherited=True, metrics=metrics)
 
@@ -69,15 +70,11 @@ class SPOTree:
 
     def _mask(self, forest: Forest, once: Bools) -> list[Bools]:
         """Of each turn the sampled tokens that are trained: in a stretch that is, and uncertain."""
-        turns, stretches, episodes = forest.batch.turns, forest.stretches, forest.batch.episodes
-        drawn = [
-            as_drawn(turn, episodes[leaf], forest.known) if turn.forced else turn
-            for turn, leaf in zip(turns.turn, turns.episode.tolist(), strict=True)
-        ]
-        trained = np.repeat(once, stretches.end - stretches.start)
-        trained &= np.concatenate([turn.logprobs for turn in drawn]) < _limit(self.certain)
-        ends = np.cumsum([len(turn.logprobs) for turn in drawn]).tolist()
-        return [trained[start:end] for start, end in pairwise([0, *ends])]
+        logprobs = forest.logprobs()
+        trained = np.repeat(once, forest.stretches.end - forest.stretches.start)
+        trained &= np.concatenate(logprobs) < _limit(self.certain)
+        ends = accumulate(map(len, logprobs), initial=0)
+        return [trained[start:end] for start, end in pairwise(ends)]
 
 
 def _set_means(target: Floats, values: Floats, key: Ints) -> None:
@@ -118,7 +115,7 @@ class SPOChain:
         for leaf, (episode, reward) in enumerate(zip(batch.episodes, rewards, strict=True)):
             if episode.fork_of is None and episode.id in found:
                 chains[leaf] = _segments(episode, {at: _mean(values) for at, values in found[episode.id].items()}, reward)
-        advantage: list[Floats | float] = [0.0] * len(turns)
+        advantage: list[Floats] = [np.zeros(())] * len(turns)
         weight = np.zeros(len(turns))
         for leaf, segments in chains.items():
             for t in np.flatnonzero(turns.episode == leaf).tolist() if segments else ():

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from agentrl.credit.contract import Batch, Floats, Ints
-from agentrl.episode import Episode, Turn, VersionSpan
+from agentrl.episode import Episode, FloatArray, Turn, VersionSpan
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,6 +33,8 @@ _Place: TypeAlias = tuple[int, int]
 """(index of an episode, place of a turn in it)."""
 _Piece: TypeAlias = tuple[Turn, int]
 """(the turn in which tokens were drawn, the first of them)."""
+_Memo: TypeAlias = dict[tuple[str, str], tuple[_Piece, ...]]
+"""What is known already of (episode, turn)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Forest:
     """(E,) how many of them an episode has."""
     cut: Mapping[_Place, tuple[int, ...]]
     """Where the stretches of a turn begin, for turns of several."""
+    drawn: Mapping[_Place, tuple[_Piece, ...]]
+    """Who drew a turn with forced tokens."""
 
     @classmethod
     def of(cls, batch: Batch) -> Forest:
@@ -68,7 +72,7 @@ class Forest:
         known = {episode.id: episode for group in batch.groups for episode in group.episodes}
         trees: dict[str, int] = {}
         tree = [trees.setdefault(_root(episode, known), len(trees)) for episode in batch.episodes]
-        inherited, cuts = _cuts(batch.episodes, tree, known)
+        drawn, cuts = _cuts(batch.episodes, tree, known)
         numbers: dict[tuple[int, str, int], int] = {}
         nodes, lengths = list[int](), list[int]()
         several: dict[_Place, tuple[int, ...]] = {}
@@ -76,8 +80,8 @@ class Forest:
             at, begun, split = -1 - tree[leaf], len(nodes), cuts.get(tree[leaf])
             for place, turn in enumerate(episode.turns):
                 name, seed = turn.id, turn.seed
-                if split and ((name, seed) in split or (leaf, place) in inherited):
-                    parts = list(_parts(inherited.get((leaf, place), ((turn, 0),)), split))
+                if split and ((name, seed) in split or turn.forced):
+                    parts = list(_parts(drawn.get((leaf, place), ((turn, 0),)), split))
                     several[leaf, place] = tuple(start for _, start in parts)
                     for drawer, _ in parts[:-1]:
                         at = numbers.setdefault((at, name, drawer), len(numbers))
@@ -86,7 +90,7 @@ class Forest:
                 at = numbers.setdefault((at, name, seed), len(numbers))
                 nodes.append(at)
             lengths.append(len(nodes) - begun)
-        return cls(batch, known, _ints(tree), _ints(nodes), _ints(lengths), several)
+        return cls(batch, known, _ints(tree), _ints(nodes), _ints(lengths), several, drawn)
 
     @property
     def paths(self) -> tuple[Ints, ...]:
@@ -117,9 +121,7 @@ class Forest:
         for (leaf, place), starts in self.cut.items():
             at = first[self._offset[leaf] + place]
             start[at : at + len(starts)] = starts
-        index = np.full(len(first) - 1, -1)  # (A,) which of the trained turns it is
-        index[self._offset[turns.episode] + self._places] = np.arange(len(turns))
-        turn = np.repeat(index, np.diff(first))
+        turn = np.repeat(self._index, np.diff(first))
         kept = turn >= 0
         turn, start = turn[kept], start[kept]
         end = _ints([len(each.sampled_ids) for each in turns.turn])[turn]
@@ -144,23 +146,36 @@ class Forest:
     @cached_property
     def trained(self) -> Ints:
         """(T,) how many tokens of each turn are trained if inherited ones are, too (`Credit.inherited`)."""
-        turns = self.batch.turns
-        tokens = turns.length.copy()
-        for t in np.flatnonzero([turn.forced > 0 for turn in turns.turn]).tolist():
-            turn = as_drawn(turns.turn[t], self.batch.episodes[int(turns.episode[t])], self.known)
-            tokens[t] = len(turn.sampled_ids) - turn.forced
+        tokens = self.batch.turns.length.copy()
+        for t, pieces in self._inherited():
+            tokens[t] = len(pieces[-1][0].sampled_ids) - _given(pieces)
         return tokens
+
+    def logprobs(self) -> list[FloatArray]:
+        """Of each trained turn the log-probs of those who drew its tokens."""
+        found = [turn.logprobs for turn in self.batch.turns.turn]
+        for t, pieces in self._inherited():
+            found[t] = _logprobs(pieces)
+        return found
+
+    def _inherited(self) -> Iterator[tuple[int, tuple[_Piece, ...]]]:
+        """Each trained turn that inherits, with who drew it."""
+        for (leaf, place), pieces in self.drawn.items():
+            t = int(self._index[self._offset[leaf] + place])
+            if t >= 0 and len(pieces) > 1:
+                yield t, pieces
 
     def prefixes(self) -> tuple[Ints, npt.NDArray[np.bool_]]:
         """(E,) the last node that a fork shares with its parent; (T,) whether a turn is the episode's own, not of the prefix.
 
-        An episode that is no fork, shares nothing, or whose parent is not in its group has the node -1 - group, its task.
+        An episode that is no fork or shares nothing has the node -1 - group, its task. Where the parent is not in the group,
+        the prefix is the turns that were given, as in a fork of a demonstration.
         """
         node, turns = -1 - self.group, np.zeros(len(self.lengths), dtype=np.int64)
         for leaf, episode in enumerate(self.batch.episodes):
             parent = self.known.get(episode.fork_of or "")
-            if parent is not None:
-                turns[leaf] = kept = shared(episode, parent)
+            if episode.fork_of is not None:
+                turns[leaf] = kept = shared(episode, parent) if parent is not None else given(episode)
                 begin, end = (int(self._first[self._offset[leaf] + at]) for at in (0, kept))
                 for start in self.cut.get((leaf, kept), ()):
                     end += start < episode.turns[kept].forced
@@ -170,9 +185,10 @@ class Forest:
 
     def first_sight(self) -> npt.NDArray[np.bool_]:
         """(N,) whether a trained stretch is the first of the batch at its node: the others are copies of it in other leaves."""
-        first = np.zeros(len(self.node), dtype=np.bool_)
-        first[np.unique(self.node, return_index=True)[1]] = True
-        return first
+        node = self.node
+        at = np.zeros(int(node.max(initial=-1)) + 1, dtype=np.int64)
+        at[node[::-1]] = np.arange(len(node))[::-1]
+        return at[node] == np.arange(len(node))
 
     def metrics(self, advantage: Floats) -> dict[str, float]:
         """Shares: of turns without signal, of stretches that are copies, of forks whose parent is not in their group."""
@@ -195,6 +211,13 @@ class Forest:
         for (leaf, place), starts in self.cut.items():
             sizes[1 + self._offset[leaf] + place] = len(starts)
         return np.cumsum(sizes)
+
+    @cached_property
+    def _index(self) -> Ints:
+        """(A,) which of the trained turns each is; -1 for one that is not trained."""
+        index = np.full(len(self._first) - 1, -1)
+        index[self._offset[self.batch.turns.episode] + self._places] = np.arange(len(self.batch.turns))
+        return index
 
     @cached_property
     def _places(self) -> Ints:
@@ -225,37 +248,56 @@ def shared(episode: Episode, parent: Episode | None) -> int:
     return count
 
 
+def given(episode: Episode) -> int:
+    """How many turns an episode begins with of which no token was drawn."""
+    return sum(1 for _ in takewhile(lambda turn: 0 < len(turn.sampled_ids) <= turn.forced, episode.turns))
+
+
 def as_drawn(turn: Turn, episode: Episode, known: Known) -> Turn:
     """A turn of a fork with what it inherited as its ancestors drew it: their log-probs and versions, none of it forced.
 
     What remains forced was given from outside. A fork whose parent is not known inherits nothing.
     """
-    pieces = _pieces(turn, episode, known)
-    if len(pieces) == 1:
+    pieces = _pieces(turn, episode, known, {}) if turn.forced else ()
+    if len(pieces) < 2:
         return turn
-    ends = [start for _, start in pieces[1:]] + [len(turn.sampled_ids)]
-    logprobs = [drawn.logprobs[start:end] for (drawn, start), end in zip(pieces, ends, strict=True)]
     versions = [
         VersionSpan(span.version, max(span.start, start), min(span.end, end), span.kv)
-        for (drawn, start), end in zip(pieces, ends, strict=True)
+        for drawn, start, end in _ranges(pieces)
         for span in drawn.versions
         if span.start < end and span.end > start
     ]
-    forced = min(pieces[0][0].forced, ends[0])
-    return replace(turn, forced=forced, logprobs=np.concatenate(logprobs), versions=tuple(versions))
+    return replace(turn, forced=_given(pieces), logprobs=_logprobs(pieces), versions=tuple(versions))
 
 
-def _pieces(turn: Turn, episode: Episode, known: Known) -> tuple[_Piece, ...]:
+def _ranges(pieces: Sequence[_Piece]) -> Iterator[tuple[Turn, int, int]]:
+    """(who drew them, first token, end) of each piece."""
+    ends = [*(start for _, start in pieces[1:]), len(pieces[-1][0].sampled_ids)]
+    return ((drawn, start, end) for (drawn, start), end in zip(pieces, ends, strict=True))
+
+
+def _given(pieces: Sequence[_Piece]) -> int:
+    """How many of a turn's tokens nobody drew."""
+    return min(pieces[0][0].forced, pieces[1][1])
+
+
+def _logprobs(pieces: Sequence[_Piece]) -> FloatArray:
+    return np.concatenate([drawn.logprobs[start:end] for drawn, start, end in _ranges(pieces)])
+
+
+def _pieces(turn: Turn, episode: Episode, known: Known, memo: _Memo) -> tuple[_Piece, ...]:
     """Who drew a turn, its first tokens first: the turns of its ancestors with which it begins, and itself."""
-    parent = known.get(episode.fork_of or "")
-    of = parent.by_id.get(turn.id) if turn.forced and parent is not None else None
-    if parent is None or of is None:
-        return ((turn, 0),)
-    if of.seed == turn.seed:
-        return _pieces(of, parent, known)  # the parent's own turn: a copy of it
-    if not _goes_on(turn, episode, of, parent):
-        return ((turn, 0),)
-    return (*(piece for piece in _pieces(of, parent, known) if piece[1] < turn.forced), (turn, turn.forced))
+    key = episode.id, turn.id
+    if key not in memo:
+        parent = known.get(episode.fork_of or "")
+        of = parent.by_id.get(turn.id) if turn.forced and parent is not None else None
+        memo[key] = ((turn, 0),)
+        if parent is not None and of is not None and of.seed == turn.seed:  # a copy of the parent's own turn
+            memo[key] = _pieces(of, parent, known, memo)
+        elif parent is not None and of is not None and _goes_on(turn, episode, of, parent):
+            above = _pieces(of, parent, known, memo)
+            memo[key] = (*(piece for piece in above if piece[1] < turn.forced), (turn, turn.forced))
+    return memo[key]
 
 
 def _goes_on(turn: Turn, episode: Episode, of: Turn, parent: Episode) -> bool:
@@ -276,25 +318,21 @@ def _cuts(
     episodes: Sequence[Episode], tree: Sequence[int], known: Known
 ) -> tuple[dict[_Place, tuple[_Piece, ...]], dict[int, dict[tuple[str, int], set[int]]]]:
     """The turns that inherit, with their pieces; and by tree, id and seed the places inside turns where a leaf goes on anew."""
-    inherited: dict[_Place, tuple[_Piece, ...]] = {}
+    found: dict[_Place, tuple[_Piece, ...]] = {}
     cuts: dict[int, dict[tuple[str, int], set[int]]] = {}
+    memo: _Memo = {}
     for leaf, episode in enumerate(episodes):
-        if episode.fork_of is None:
-            continue
-        for place, turn in enumerate(episode.turns):
-            pieces = _pieces(turn, episode, known) if turn.forced else ()
-            if len(pieces) > 1:
-                inherited[leaf, place] = pieces
-                inside = cuts.setdefault(tree[leaf], {})
+        for place, turn in enumerate(episode.turns if episode.fork_of is not None else ()):
+            if turn.forced:
+                found[leaf, place] = pieces = _pieces(turn, episode, known, memo)
                 for (drawn, _), (_, start) in pairwise(pieces):
-                    inside.setdefault((turn.id, drawn.seed), set()).add(start)
-    return inherited, cuts
+                    cuts.setdefault(tree[leaf], {}).setdefault((turn.id, drawn.seed), set()).add(start)
+    return found, cuts
 
 
 def _parts(pieces: Sequence[_Piece], cuts: Mapping[tuple[str, int], set[int]]) -> Iterator[tuple[int, int]]:
     """(seed of who drew it, first token) of each stretch of a turn: its pieces, cut where a leaf goes on anew inside them."""
-    ends = [*(start for _, start in pieces[1:]), len(pieces[-1][0].sampled_ids)]
-    for (drawn, start), end in zip(pieces, ends, strict=True):
+    for drawn, start, end in _ranges(pieces):
         yield drawn.seed, start
         for cut in sorted(cuts.get((drawn.id, drawn.seed), ())):
             if start < cut < end:

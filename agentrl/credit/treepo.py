@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from agentrl.credit.contract import Batch, Credit, Floats, Ints, Needs
-from agentrl.credit.statistics import normalise, sizes
+from agentrl.credit.statistics import normalise
 from agentrl.credit.tree import Forest
 
 
@@ -32,9 +32,9 @@ class TreePO:
     def __call__(self, batch: Batch) -> Credit:
         """The advantage of each turn."""
         turns, forest = batch.turns, Forest.of(batch)
-        tasks = np.arange(len(batch.episodes))
-        leaf, node = np.concatenate((tasks, forest.leaf)), np.concatenate((-1 - forest.group, forest.nodes))
-        size, root = sizes((node,)), np.arange(len(node)) < len(tasks)
+        tasks, groups = np.arange(len(batch.episodes)), len(batch.groups)
+        leaf, node = np.concatenate((tasks, forest.leaf)), np.concatenate((forest.group, groups + forest.nodes))
+        size, root = np.bincount(node)[node], np.arange(len(node)) < len(tasks)
         gain = normalise(forest.rewards[leaf], by=(node,))
         if self.singleton != 0.0:
             gain = np.where(root & (size == 1), forest.rewards[leaf] if self.singleton == "raw" else self.singleton, gain)

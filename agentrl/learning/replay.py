@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from agentrl.credit.tree import as_drawn
 from agentrl.episode import Episode, Turn, Version
 from agentrl.errors import LearnerError, UserError
 from agentrl.learning.contract import Learner, Row, TrainedTurn
@@ -19,7 +20,7 @@ def to_stored(rows: Sequence[Row]) -> tuple[StoredRow, ...]:
             episode=row.episode.id,
             leaf=row.leaf.id,
             turns=tuple(trained.turn.id for trained in row.trained),
-            advantages=tuple(_pack(trained) for trained in row.trained),
+            advantages=tuple(_pack(trained, row.episode.by_id[trained.turn.id].forced) for trained in row.trained),
             weight=row.weight,
         )
         for row in rows
@@ -27,7 +28,10 @@ def to_stored(rows: Sequence[Row]) -> tuple[StoredRow, ...]:
 
 
 def from_stored(stored: Sequence[StoredRow], episodes: Mapping[str, Episode] | Iterable[Episode]) -> list[Row]:
-    """The inverse of `to_stored`, to the bit. `UserError` names an episode or turn that is not there."""
+    """The inverse of `to_stored`, to the bit. `UserError` names an episode or turn that is not there.
+
+    Where a row trains tokens that a fork inherited, the episodes must hold those that it was forked from.
+    """
     given = episodes.values() if isinstance(episodes, Mapping) else episodes
     known = {episode.id: episode for episode in given}
     rows: list[Row] = []
@@ -35,7 +39,8 @@ def from_stored(stored: Sequence[StoredRow], episodes: Mapping[str, Episode] | I
         if row.episode not in known:
             raise UserError(f"a stored row is of episode {row.episode}, which was not given; pass every episode of the step")
         episode = known[row.episode]
-        trained = tuple(_unpack(_turn(episode, name), packed) for name, packed in zip(row.turns, row.advantages, strict=True))
+        pairs = zip(row.turns, row.advantages, strict=True)
+        trained = tuple(_unpack(_turn(episode, name), packed, episode, known) for name, packed in pairs)
         rows.append(Row(episode, _turn(episode, row.leaf), trained, row.weight))
     return rows
 
@@ -60,27 +65,50 @@ def relearn(store: Store, policy: str, learner: Learner, *, until: int | None = 
                 f"stored step {step.step} of {policy} began from {step.before} but the learner has {learner.version}; "
                 "restore the checkpoint of that version, or open the model that the run began with"
             )
-        names = dict.fromkeys(row.episode for row in step.rows)
-        learner.step(from_stored(step.rows, {name: store.episode(name) for name in names}))
+        learner.step(from_stored(step.rows, _episodes(store, step.rows)))
     return learner.version
 
 
-def _pack(trained: TrainedTurn) -> bytes:
-    """Little-endian float32: one number if all are the same bits, else all of them; nan where the mask leaves a token out."""
-    masked = trained.advantage if trained.mask is None else np.where(trained.mask, trained.advantage, np.float32(np.nan))
-    data = np.ascontiguousarray(masked, dtype="<f4")
-    bits = data.view("<u4")
-    return data[:1].tobytes() if len(data) and (bits == bits[0]).all() else data.tobytes()
+def _episodes(store: Store, rows: Sequence[StoredRow]) -> dict[str, Episode]:
+    """The episodes of the rows, and those that they were forked from."""
+    found: dict[str, Episode] = {}
+    names = list(dict.fromkeys(row.episode for row in rows))
+    for name in names:
+        if name not in found:
+            found[name] = store.episode(name)
+            above = found[name].fork_of
+            if above is not None and any(turn.forced for turn in found[name].turns):
+                names.append(above)
+    return found
 
 
-def _unpack(turn: Turn, packed: bytes) -> TrainedTurn:
+def _pack(trained: TrainedTurn, forced: int) -> bytes:
+    """Little-endian float32, nan for a token that is not trained; one number if just those behind the first `forced`, the drawn
+    ones of the record, are trained, and all with the same bits."""
+    data = np.full(len(trained.advantage), np.nan, dtype="<f4")
+    data[trained.places] = trained.advantage[trained.places]
+    bits = data[forced:].view("<u4")
+    alike = len(bits) > 0 and bool((bits == bits[0]).all()) and not np.isnan(data[forced])
+    return data[forced : forced + 1].tobytes() if alike and np.isnan(data[:forced]).all() else data.tobytes()
+
+
+def _unpack(turn: Turn, packed: bytes, episode: Episode, known: Mapping[str, Episode]) -> TrainedTurn:
+    """The turn as it was trained: as it was drawn, if tokens that are forced in the record were trained."""
     values = np.frombuffer(packed, dtype="<f4")
     count = len(turn.sampled_ids)
     if len(values) not in (1, count):
         raise UserError(f"a stored row has {len(values)} advantages for turn {turn.id}, which has {count} sampled tokens")
-    advantage = np.full(count, values[0], np.float32) if len(values) == 1 else values.astype(np.float32)
-    out = np.isnan(advantage)
-    return TrainedTurn(turn, np.where(out, np.float32(0), advantage), ~out) if out.any() else TrainedTurn(turn, advantage)
+    if len(values) == 1 and not np.isnan(values[0]):
+        return TrainedTurn(turn, np.full(count, values[0], np.float32))
+    trained = ~np.isnan(values)
+    drawn = as_drawn(turn, episode, known) if trained[: turn.forced].any() else turn
+    if trained[: drawn.forced].any():
+        raise UserError(
+            f"a stored row trains tokens of turn {turn.id} that episode {episode.id} inherited from {episode.fork_of}, "
+            "which was not given; pass the episodes that it was forked from, too"
+        )
+    advantage = np.where(trained, values, np.float32(0)).astype(np.float32)
+    return TrainedTurn(drawn, advantage, None if trained[drawn.forced :].all() else trained)
 
 
 def _turn(episode: Episode, name: str) -> Turn:

@@ -12,6 +12,7 @@ import numpy as np
 from agentrl.credit.batch import MASKED
 from agentrl.credit.contract import Batch, Bools, Credit, Floats
 from agentrl.credit.masks import over_sampled
+from agentrl.credit.tree import as_drawn
 from agentrl.episode import Episode, FloatArray, IntArray, Turn
 from agentrl.errors import UserError
 from agentrl.learning.contract import Row, TrainedTurn
@@ -69,7 +70,8 @@ def to_rows(batch: Batch, credit: Credit, policy: str | None = None, *, shared: 
     Overlong episodes are left out unless the batch trains them. Turns of weight 0 are not trained; if the turns of a row
     weigh the same, that is the row's weight, else each turn's weight is multiplied into its advantage. `Credit.by_row` gives a
     turn another advantage in the rows it names. A token that `Credit.mask` leaves out has advantage 0 and no part in the loss;
-    a turn of which none is left is not trained.
+    a turn of which none is left is not trained. With `Credit.inherited` the turns of forks are as they were drawn
+    (`agentrl.credit.tree.as_drawn`).
     """
     chosen = _credited(batch, credit, policy)
     own = {(int(batch.turns.episode[t]), batch.turns.turn[t].id, leaf): a for (t, leaf), a in credit.by_row.items()}
@@ -105,6 +107,7 @@ def _credited(batch: Batch, credit: Credit, policy: str | None) -> list[_Credite
             f"got {len(credit.advantage)}; build it from batch.turns without leaving any out"
         )
     masked: npt.NDArray[np.bool_] = batch.extras[MASKED] if MASKED in batch.extras else np.zeros(len(turns), np.bool_)
+    known = {episode.id: episode for group in batch.groups for episode in group.episodes} if credit.inherited else {}
     result: list[_Credited] = [{} for _ in batch.episodes]
     for t, turn in enumerate(turns.turn):
         weight = 1.0 if credit.weight is None else float(credit.weight[t])
@@ -112,9 +115,11 @@ def _credited(batch: Batch, credit: Credit, policy: str | None) -> list[_Credite
             raise UserError(f"credit: turn {turn.id} has weight {weight}; weights must be finite and not negative")
         if weight == 0 or masked[t] or (policy is not None and turn.policy != policy):
             continue
-        mask = None if credit.mask is None else over_sampled(turn, credit.mask[t])
+        episode = int(turns.episode[t])
+        drawn = as_drawn(turn, batch.episodes[episode], known)
+        mask = None if credit.mask is None else over_sampled(drawn, credit.mask[t])
         if mask is None or mask.any():
-            result[int(turns.episode[t])][turn.id] = (_trained(turn, credit.advantage[t], mask), weight)
+            result[episode][turn.id] = (_trained(drawn, credit.advantage[t], mask), weight)
     return result
 
 

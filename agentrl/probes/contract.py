@@ -1,14 +1,15 @@
 """What a probe is: token ids to be scored at the turns of an episode, and what their log-probs come to.
 
 The runtime asks when an episode has ended and before its group is handed on: scoring needs nothing but recorded ids, so that no
-workflow knows of it. What the engine says stands in the journal behind the episode, and in `Turn.probes`.
+workflow knows of it. What the engine says stands in the journal behind the episode, and in `Turn.probes`. A gauge's values
+stand there as well; it reads what is recorded and asks no engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from agentrl.episode import Episode, FloatArray, IntArray, Turn
 from agentrl.rendering.contract import Renderer
@@ -37,4 +38,21 @@ class Probe(Protocol):
 
     def value(self, logprobs: FloatArray) -> float:
         """What the log-probs of one question come to."""
+        ...
+
+
+@runtime_checkable
+class Gauge(Protocol):
+    """A frozen dataclass with its own numbers as fields."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """Per-token columns that it reads; they are recorded with every sampled turn."""
+
+    @property
+    def name(self) -> str:
+        """See `Probe`."""
+        ...
+
+    def measure(self, episode: Episode) -> Iterable[tuple[Turn, float]]:
+        """What it reads at which turns of a finished episode."""
         ...

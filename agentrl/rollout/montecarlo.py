@@ -45,11 +45,7 @@ class MonteCarlo:
         return self.chains * (1 + self.cuts * self.continuations)
 
     def needs(self, offers: Offers) -> str:
-        if offers.forced_prefix:
-            return ""
-        return (
-            "it goes on from inside a turn, and the engine takes no forced prefix; --set rollout=random_tree, or engine=local"
-        )
+        return lacks_forced_prefix(offers)
 
     async def __call__(self, run: GroupRun) -> tuple[Episode, ...]:
         async with asyncio.TaskGroup() as tasks:
@@ -64,7 +60,7 @@ class MonteCarlo:
         places = islice(cycle(self.places(chain)), self.cuts * self.continuations)
         async with asyncio.TaskGroup() as tasks:
             grown = [
-                tasks.create_task(_go_on(run, member + n, chain, *place), name=f"continuation-{member + n}")
+                tasks.create_task(go_on(run, member + n, chain, *place), name=f"continuation-{member + n}")
                 for n, place in enumerate(places, 1)
             ]
         return [chain, *(leaf.result() for leaf in grown)]
@@ -85,7 +81,14 @@ class MonteCarlo:
         return list(chosen.values())
 
 
-async def _go_on(run: GroupRun, member: int, of: Episode, turn: Turn, kept: int) -> Episode:
+def lacks_forced_prefix(offers: Offers) -> str:
+    """`RolloutPlan.needs` of a plan that goes on from inside a turn."""
+    if offers.forced_prefix:
+        return ""
+    return "it goes on from inside a turn, and the engine takes no forced prefix; --set rollout=random_tree, or engine=local"
+
+
+async def go_on(run: GroupRun, member: int, of: Episode, turn: Turn, kept: int) -> Episode:
     """A fork that draws `turn` anew behind its first `kept` tokens."""
     position = int(turn.id.rpartition(":")[2])
     forced = {EffectKey(turn.branch, 0, position): tuple(turn.sampled_ids[:kept].tolist())} if kept else None

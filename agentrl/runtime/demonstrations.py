@@ -3,7 +3,7 @@
 The workflow runs as it does live, and what it asks of the world is answered from the demonstration: a model call with the
 recorded tokens, all of them forced, so that none is ever trained or paid; a tool call or `team.effect` with what it gave. What
 comes of it is an episode of this run's store with source "demonstration", in no group of the training. A workflow that asks
-for something else than the demonstration holds cannot be led through it: that is said once, and the episode is not used.
+for something else than the demonstration holds cannot be led through it: that is said, and the episode is not used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,11 @@ SPLIT = "demonstration"
 """Of demonstrations in the store of a run."""
 
 
+def begins_inside(episode: Episode) -> bool:
+    """Whether an episode of a training was forked from a demonstration."""
+    return episode.fork_of is not None and episode.fork_of.startswith(f"{SPLIT}-")
+
+
 @dataclass(frozen=True)
 class Demonstration:
     """An episode of elsewhere, and what its tool calls and effects gave."""
@@ -48,6 +53,14 @@ class Demonstration:
     def digests(self) -> list[bytes]:
         """The whole path of each turn."""
         return [digest_ids(self.episode.path(turn)) for turn in self.episode.turns]
+
+    def behind(self, record: Iterable[Effect]) -> Demonstration:
+        """What is left to recite when so much of it is on record already."""
+        left = {request: list(given) for request, given in self.results.items()}
+        for effect in record:
+            if effect.kind in ("tool", "effect") and effect.status in ("ok", "error"):
+                del left[effect.request][0]
+        return replace(self, results={request: tuple(given) for request, given in left.items()})
 
     def name(self, code_hash: str) -> str:
         """Equal for equal demonstrations that are led through equal code."""
@@ -62,7 +75,7 @@ class Demonstrations:
         self._store = _store_of(self.path)
         self._by_task: dict[str, list[tuple[str, float]]] = {}
         self._of_file: dict[str, Episode] = {}
-        self._said: set[str] = set()
+        self._warned = False
         for episode in self._all():
             if episode.status in FINISHED and episode.turns:
                 reward = sum(reward.value for part in (episode, *episode.turns) for reward in part.rewards)
@@ -83,18 +96,17 @@ class Demonstrations:
         return self._read(Random(derive_seed(seed, SPLIT)).choice(names)) if names else None
 
     def usable(self, demonstration: Demonstration, led: Episode) -> bool:
-        """Whether the workflow was led through all of it; if not, says so once."""
+        """Whether the workflow was led through all of it; if not, says why, the first time as a warning."""
         if led.status in FINISHED and [digest_ids(led.path(turn)) for turn in led.turns] == demonstration.digests:
             return True
-        name = demonstration.episode.id
-        if name not in self._said:
-            self._said.add(name)
-            changed = "" if led.workflow == demonstration.episode.workflow else " (its code has changed since)"
-            why = led.failure.message if led.failure else f"it ended after {len(led.turns)} turns, as {led.status}"
-            logger.warning(
-                "%s of %s cannot be walked through by this workflow%s, so its task has plain rollouts: %s",
-                name, self.path, changed, why,
-            )  # fmt: skip
+        changed = "" if led.workflow == demonstration.episode.workflow else " (its code has changed since)"
+        why = led.failure.message if led.failure else f"it ended after {len(led.turns)} turns, as {led.status}"
+        logger.log(
+            logging.INFO if self._warned else logging.WARNING,
+            "%s of %s cannot be walked through by this workflow%s, so its task has plain rollouts: %s",
+            demonstration.episode.id, self.path, changed, why,
+        )  # fmt: skip
+        self._warned = True
         return False
 
     def _all(self) -> Iterator[Episode]:
@@ -153,8 +165,7 @@ class Recital:
         assert again is not None
         if again.digest != self._digests[turn.id]:
             raise ReplayDiverged(
-                f"{ask.note}: the prompt is another than the demonstration's of {len(turn.context_ids)} new tokens; "
-                "prompts, tools, template or tokenizer have changed"
+                f"its prompt is not the demonstration's ({ask.note}): instructions, tools, template or tokenizer have changed"
             )
         return Outcome(turn=replace(again, finish=turn.finish))
 

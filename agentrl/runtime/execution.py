@@ -229,6 +229,9 @@ class Execution:
                 raise ToolError(f"{ask.kind} {ask.name!r} called sys.exit({error.code})") from error
         faults.point(f"{ask.kind}.done")
         error = caught.error
+        if isinstance(error, ReplayDiverged):  # nothing that the workflow catches may hide it
+            journal.fail(error)
+            return True
         if isinstance(error, EngineError) and error.retryable and pending.attempt < ask.retries and not pending.abandoned:
             journal.written.lose(pending, NOTHING, error)
             return False

@@ -23,7 +23,7 @@ from agentrl.effect import Effect, EffectKind
 from agentrl.errors import AgentRLError, ReplayDiverged, WorkflowError, describe, record_error, recreate_error
 from agentrl.runtime.loop import EpisodeLoop, EpisodeTask, EpisodeTimer
 from agentrl.runtime.pending import NOTHING, UNASKED, Host, Pending, Place
-from agentrl.runtime.record import SYNCHRONOUS, Record, said
+from agentrl.runtime.record import Record, said
 from agentrl.runtime.sync import SyncCode
 from agentrl.runtime.windup import WindUp
 from agentrl.runtime.world import EpisodeWorld
@@ -318,7 +318,7 @@ class Journal:
         pending = self._pending.get(place)
         if entry.kind in _EXTERNAL:
             pending = Pending(place, entry.kind, entry.name, entry.request, entry.note)
-        elif pending is None or entry.kind in SYNCHRONOUS:
+        elif pending is None:
             if entry.kind == "thread" and entry.key.branch in self.sync.jobs:
                 return False  # sync code that is still at it
             self._diverge(f"the record holds {said(entry)}, which the code never asks for")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from agentrl.effect import Effect
 from agentrl.runtime.pending import Pending, Place, told
 
-SYNCHRONOUS = ("reward", "note")
-"""Kinds that the code writes at once, and nobody waits for."""
 EDITED = "edited"
 """Name of the note at the head of an edited fork's own effects; what it speaks of is not from this code's own past."""
 
@@ -66,7 +64,7 @@ class Record:
         entries = self._entries
         while self._next < len(entries):
             entry = entries[self._next]
-            if entry.kind not in SYNCHRONOUS or (entry.key.branch, entry.key.position) not in self._made:
+            if (entry.key.branch, entry.key.position) not in self._made:
                 return entry
             self._next += 1
         return None

@@ -48,7 +48,7 @@ class References:
     def add(self, head: EpisodeHead) -> None:
         """Takes note of an episode that measures a task."""
         if head.source == "reference" and head.fork_of is None:
-            self._measured[self.key(head)][head.id] = head.step
+            self._measured[self.key(head)].setdefault(head.id, head.step)
 
     def find(self, head: EpisodeHead, refresh: int, store: Store) -> Episode | None:
         """The finished episode that measured what `head` is to measure; None = it has to be sampled. The store is flushed."""

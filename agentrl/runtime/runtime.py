@@ -25,6 +25,7 @@ from agentrl.engines.specs import own_renderer
 from agentrl.episode import FINISHED, Episode, Group, Reward, Sampling, Source, Turn
 from agentrl.errors import UserError
 from agentrl.experiment import Experiment, Policy
+from agentrl.probes.contract import Gauge
 from agentrl.rendering.contract import Renderer
 from agentrl.runtime.demonstrations import SPLIT, Demonstration, Demonstrations, Recital, reciting
 from agentrl.runtime.execution import Execution, Program, Surroundings
@@ -82,13 +83,15 @@ class Runtime(Generic[TaskT, OutputT]):
         lacking = experiment.rollout.needs(engine.info.offers)
         if lacking:
             raise UserError(f"the rollout plan {type(experiment.rollout).__name__} cannot run here: {lacking}")
-        if experiment.probes and not engine.info.offers.scoring:
+        gauges = [each for each in experiment.probes if isinstance(each, Gauge)]
+        if len(gauges) < len(experiment.probes) and not engine.info.offers.scoring:
             raise UserError(f"probes={experiment.probes!r:.80} need log-probs of given ids, and this engine scores none")
-        self._columns = tuple({*experiment.rollout.columns, *(("entropy",) if experiment.credit.needs.entropy else ())})
-        absent = sorted(set(self._columns) - engine.info.offers.columns)
-        if absent:
-            needing = type(experiment.credit if experiment.credit.needs.entropy else experiment.rollout).__name__
-            raise UserError(f"{needing} needs {', '.join(absent)} of every token, which this engine does not give")
+        wanted = {type(each).__name__: each.columns for each in (*gauges, experiment.rollout)}
+        wanted[type(experiment.credit).__name__] = ("entropy",) if experiment.credit.needs.entropy else ()
+        for name, columns in wanted.items():
+            if absent := sorted({*columns} - engine.info.offers.columns):
+                raise UserError(f"{name} needs {', '.join(absent)} of every token, which this engine does not give")
+        self._columns = tuple({column for columns in wanted.values() for column in columns})
         self._threads = DaemonThreads()
         self._stack.callback(self._threads.close)
         tasks = await self._stack.enter_async_context(EffectTasks(experiment.limits.grace))
@@ -230,7 +233,7 @@ class Runtime(Generic[TaskT, OutputT]):
                 effects, tail = await execution.run()
                 episode = execution.episode
                 assert episode is not None
-                probed = not greedy and head.source not in ("reference", "demonstration")
+                probed = not greedy and shown is None and head.source != "reference"
                 if self.experiment.probes and probed and episode.status in FINISHED:
                     episode, tail = await self._probed(head, effects, tail, episode)
             finally:
@@ -359,7 +362,7 @@ class Runtime(Generic[TaskT, OutputT]):
             if led is None or led.status == "running":
                 record = self.stored.journal(head.id) if led is not None else ()
                 head = self._known[head.id] = replace(head, seed=shown.episode.seed)
-                led = await self._execute(head, record, task, deadline=None, greedy=False, shown=shown)
+                led = await self._execute(head, record, task, deadline=None, greedy=False, shown=shown.behind(record))
             return led if known.usable(shown, led) else None
 
     def _program(self, task: TaskT, head: EpisodeHead, *, greedy: bool, shown: Demonstration | None = None) -> Program:

@@ -38,8 +38,8 @@ class EpisodeWorld:
         branch, position = pending.place
         return self._journal.made(pending, derive_seed(self._journal.head.seed, branch, position, *parts))
 
-    def record(self, kind: EffectKind, name: str, value: Any) -> None:
-        self._journal.made(self._issue(kind, name, digest_request(kind, name, value), ""), value)
+    def record(self, kind: EffectKind, name: str, value: Any) -> Any:
+        return self._journal.made(self._issue(kind, name, digest_request(kind, name, value), ""), value)
 
     async def perform(self, ask: Ask) -> Outcome:
         journal = self._journal

@@ -62,6 +62,9 @@ BAD = {
     "a nan in a row": (lambda b: Credit(b.turns, np.zeros(4), by_row={(0, "1"): np.nan}), "by_row[0, '1'] nan for turn 0"),
     "rows by number": (lambda b: Credit(b.turns, np.zeros(4), by_row={5: 0.0}), "a Credit that cannot be read: TypeError"),
     "ragged tokens": (advantage(lambda n: [[[0.0], [0.0, 1.0]]] * n), "a Credit that cannot be read: ValueError"),
+    "short masks": (lambda b: Credit(b.turns, np.zeros(4), mask=[np.ones(2, bool)]), "masks for 1 turns, wanted one for each"),
+    "a wide mask": (lambda b: Credit(b.turns, np.zeros(4), mask=[np.ones(3, bool)] * 4), "a mask for turn 0 of agent a (0) in"),
+    "numbers as a mask": (lambda b: Credit(b.turns, np.zeros(4), mask=[np.ones(2)] * 4), "has dtype float64 and shape"),
     "metrics": (lambda b: Credit(b.turns, np.zeros(4), metrics={"m": np.nan}), "metric 'm' = nan"),
     "numpy's metrics": (lambda b: Credit(b.turns, np.zeros(4), metrics={"m": np.float32(1)}), "give float(...)"),
 }  # fmt: skip

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agentrl.credit import to_batch
+from agentrl.credit import GRPO, assign, to_batch
 from agentrl.credit.batch import MASKED
 from agentrl.episode import Group, Reward, State
 from agentrl.errors import UserError
+from agentrl.learning.rows import to_rows
 
 
 def test_only_episodes_that_ended_are_in_the_batch(chain, grouped):
@@ -26,6 +27,9 @@ def test_overlong_episodes_stay_in_the_statistics_and_are_marked(chain, grouped)
     groups = grouped([chain("e1", "g", [0.0]), chain("e2", "g", [0.0, 0.0], status="overlong")])
     assert to_batch(groups).extras[MASKED].tolist() == [False, True, True]
     assert to_batch(groups, train_overlong=True).extras[MASKED].tolist() == [False, False, False]
+    for train, trained in ((False, ["e1"]), (True, ["e1", "e2"])):
+        batch, credit = assign(groups, GRPO(), train_overlong=train)
+        assert [row.episode.id for row in to_rows(batch, credit)] == trained
 
 
 def test_turns_that_cannot_be_trained_or_whose_agent_is_not_are_out(chain, grouped, turn):

@@ -230,7 +230,7 @@ def test_gae_over_turns_takes_a_probe(chain, grouped, turn):
 
 def test_gae_without_values_says_what_is_missing(chain, grouped, turn):
     assert GAE().needs == Needs(probes=("value",))
-    with pytest.raises(UserError, match=r"turn 0 of agent a has no column 'value'; let a critic record one"):
+    with pytest.raises(UserError, match=r"turn 0 of agent a has no column 'value'; train a critic"):
         assign(grouped([chain("e", "g", [1.0])]), GAE())
     short = turn("0", columns={"value": Column("value", np.zeros(1))})
     with pytest.raises(UserError, match=r"must hold 2 finite numbers, one for each sampled token; got shape \(1,\)"):

@@ -80,6 +80,18 @@ def test_tree_opo_gives_the_papers_heuristic_and_trains_no_prefix() -> None:
         np.testing.assert_allclose(credit.advantage[credit.weight > 0], data["expected"][key], atol=1e-6)
 
 
+def test_tree_opos_programme_never_binds_on_rewards_of_0_and_1() -> None:
+    """Its solution without the order is that of the worked case, and keeps the order."""
+    data = golden("tree_opo")
+    rewards, pairs = data["inputs"]["rewards"], data["inputs"]["order_constraints"]
+    batch = to_batch([Group("g", None, tuple(leaf(f"e{i}", [f"{i}"], reward) for i, reward in enumerate(rewards)), 4)])
+    soft, hard = (TreeOPO(form=form)(batch).advantage for form in ("soft", "hard"))
+    np.testing.assert_allclose(soft, data["expected"]["soft_sae"], atol=1e-9)
+    assert soft.sum() == hard.sum() == 0 and (soft**2).sum() <= 4 and (hard**2).sum() == pytest.approx(4)
+    for worse, better in pairs:
+        assert min(soft[better] - soft[worse], hard[better] - hard[worse]) >= data["params"]["delta"]
+
+
 @pytest.mark.parametrize(("value", "advantage"), [("max", [0.25, -0.75, 0.25, 0.25]), ("min", [0.5, -0.5, 0.5, -0.5])])
 def test_tree_opo_may_be_optimistic_or_pessimistic(value: Any, advantage: list[float]) -> None:
     paths = {"e0": ["a"], "e1": ["b"], "e2": ["c", "d"], "e3": ["c", "e"]}
@@ -119,8 +131,9 @@ def test_spo_gives_certain_tokens_nothing() -> None:
     sure = np.log(np.array([0.95, 0.5], np.float32))
     episodes = [leaf("e0", ["a"], 1.0), leaf("e1", ["b"], 0.0, "e0")]
     episodes = [replace(e, turns=(replace(e.turns[0], logprobs=sure, sampled_ids=token_ids([1, 2])),)) for e in episodes]
-    advantage = SPOTree()(to_batch([Group("g", None, tuple(episodes), 2)])).advantage
-    assert [values.tolist() for values in advantage] == [[0.0, 0.5], [0.0, -0.5]]
+    credit = SPOTree()(to_batch([Group("g", None, tuple(episodes), 2)]))
+    assert credit.advantage.tolist() == [0.5, -0.5]
+    assert [mask.tolist() for mask in credit.mask] == [[False, True], [False, True]]
 
 
 def cut_chain(turns: int) -> tuple[Episode, list[Episode]]:
@@ -219,5 +232,5 @@ def test_a_node_is_a_turn_with_all_before_it() -> None:
     assert forest.tree.tolist() == [0, 0, 0, 1]
     assert [path.tolist() for path in forest.paths] == [[0, 1, 2], [0, 1, 3], [0, 4], [5, 6]]
     assert forest.node.tolist() == [0, 1, 2, 0, 1, 3, 0, 4, 5, 6]
-    assert forest.ancestors(2).tolist() == [1, 1, 4, 6] and forest.ancestors(3).tolist() == [2, 3, -3, -4]
+    assert forest.prefixes()[0].tolist() == [-1, 1, 0, -1]
     assert forest.first_sight().tolist() == [True, True, True, False, False, True, False, True, True, True]

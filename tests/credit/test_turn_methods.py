@@ -98,6 +98,23 @@ def test_salt_with_history_keeps_apart_what_came_by_other_ways(chain, grouped):
     assert SALT(base=Outcome(), history=2)(batch).advantage.tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
+class Tokens:
+    """A base that gives every token a number of its own."""
+
+    needs = Needs()
+
+    def __call__(self, batch):
+        from agentrl.credit import Credit
+
+        return Credit(batch.turns, [np.zeros(len(turn.sampled_ids)) for turn in batch.turns.turn])
+
+
+def test_salt_keeps_the_mask_of_its_base(chain, grouped):
+    batch = to_batch(grouped([chain("a", "g", [1.0, 0.0]), chain("b", "g", [0.0])]))
+    masks = SALT(base=DecisionMasked())(batch).mask
+    assert masks is not None and [mask.tolist() for mask in masks] == [[False, True]] * 3
+
+
 @pytest.mark.parametrize("gone", ["before", "action", "after"])
 def test_salt_merges_no_step_that_lacks_a_key(chain, grouped, gone):
     step = {"before": "s", "action": "go", "after": "t", gone: ""}
@@ -107,10 +124,8 @@ def test_salt_merges_no_step_that_lacks_a_key(chain, grouped, gone):
 
 def test_salt_refuses_a_base_of_tokens_and_no_history(chain, grouped):
     batch = to_batch(grouped([chain("a", "g", [1.0])]))
-    with pytest.raises(
-        UserError, match=r"SALT\(base=DecisionMasked\): the base must give one number a turn; take GRPO or RLOO"
-    ):
-        SALT(base=DecisionMasked())(batch)
+    with pytest.raises(UserError, match=r"SALT\(base=Tokens\): the base must give one number a turn; take GRPO or RLOO"):
+        SALT(base=Tokens())(batch)
     with pytest.raises(UserError, match="history >= 1"):
         SALT(history=0)
 
@@ -319,6 +334,22 @@ def test_a_masked_decision_gets_no_credit_and_nothing_else_changes(chain, groupe
     assert rows[0].trained[0].advantage.tolist() == [-0.5, 0.0, -0.5, -0.5, -0.5, -0.5]
 
 
+def test_the_decision_is_masked_in_what_a_fork_inherited_as_well(chain, turn):
+    class Inherits(Outcome):
+        def __call__(self, batch):
+            return replace(super().__call__(batch), inherited=True)
+
+    ids = np.array([9, 5, 6, 7], np.int32)
+    whole = replace(chain("e", "g", [], outcome=1.0), turns=(turn("0", sampled=4, sampled_ids=ids, seed=1),))
+    own = turn("0", sampled=4, sampled_ids=np.array([9, 5, 8, 8], np.int32), forced=2, seed=2)
+    fork = replace(chain("f", "g", [], outcome=0.0), turns=(own,), fork_of="e")
+    batch, credit = assign([Group("g", None, (whole, fork), 2)], DecisionMasked(base=Inherits(), after=(9,)))
+    assert [mask.tolist() for mask in credit.mask] == [[True, False, True, True]] * 2
+    assert [row.trained[0].places.tolist() for row in to_rows(batch, credit)] == [[0, 2, 3]] * 2
+    _, first = assign([Group("g", None, (whole, fork), 2)], DecisionMasked(base=Inherits()))
+    assert [mask.tolist() for mask in first.mask] == [[False, True, True, True]] * 2
+
+
 def test_where_the_template_opens_the_thought_the_first_drawn_token_decides(chain, grouped, turn):
     members = [replace(chain(f"e{i}", "g", [], outcome=float(i)), turns=(turn("0", sampled=3, forced=i),)) for i in (0, 1)]
     _, credit = assign(grouped(members), DecisionMasked(base=GRPO(std=None)))
@@ -338,7 +369,9 @@ def test_a_base_that_leaves_forced_tokens_out_is_masked_at_the_right_place(chain
     made = turn("0", sampled=3, forced=1, columns={"value": Column("value", np.zeros(3))})
     episode = replace(chain("a", "g", [], outcome=1.0), turns=(made,))
     credit = DecisionMasked(base=GAE(lam=1.0, over="token"))(to_batch(grouped([episode])))
-    assert np.asarray(credit.advantage[0]).tolist() == [0.0, 0.0, 1.0]
+    assert np.asarray(credit.advantage[0]).tolist() == [1.0, 1.0]
+    assert credit.mask is not None and credit.mask[0].tolist() == [False, False, True]
+    assert to_rows(to_batch(grouped([episode])), credit)[0].trained[0].advantage.tolist() == [0.0, 0.0, 1.0]
 
 
 def test_what_they_need_is_known_before_the_run():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agentrl.errors import UserError
-from agentrl.objectives import Clipped
+from agentrl.objectives import Clipped, Entries
 from agentrl.objectives.divergence import estimate, to_go
 from tests.objectives.plain import random_entries
 
@@ -58,21 +59,25 @@ def test_k3_as_a_loss_has_the_gradient_of_the_other_direction() -> None:
     assert max(abs(a - b) for a, b in zip(expected_gradient("k3"), exact_gradient(forward=False), strict=True)) > 0.01
 
 
-def test_in_the_reward_k1_has_the_gradient_of_the_divergence() -> None:
-    """-log(pi / anchor) as a reward, on policy: what the policy gradient of it does on average."""
-    logits, logprobs, anchor = policy()
-    index = torch.arange(5)
-    zero = torch.zeros(5, dtype=torch.float64)
-    found = zero.clone()
-    for token in range(5):  # each token a batch of one, weighed by how often it would be drawn
-        drawn = logprobs[token : token + 1]
-        entries = type(random_entries(0))(
-            logprobs=drawn, behaviour=drawn.detach(), advantage=zero[:1], weight=zero[:1] + 1, row=index[:1], turn=index[:1],
-            episode=index[:1], num_rows=1, reference=anchor[token : token + 1],
-        )  # fmt: skip
-        loss, _ = Clipped(kl=1.0, kl_form="reward")(entries)
-        found += logprobs[token].exp().item() * torch.autograd.grad(loss, logits, retain_graph=True)[0]
-    assert found.tolist() == pytest.approx(exact_gradient(forward=False), abs=1e-15)
+def test_in_the_reward_k1_has_the_gradient_of_the_divergence_of_whole_rows() -> None:
+    """Rows of two tokens, the second drawn from what the first has led to: all 9, each as often as it would be drawn."""
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 3, generator=rng, dtype=torch.float64).requires_grad_()  # line 0, then line 1 + first token
+    anchor = torch.randn(4, 3, generator=rng, dtype=torch.float64).log_softmax(1)
+    logprobs = logits.log_softmax(1)
+    kl, found = torch.zeros((), dtype=torch.float64), torch.zeros(4, 3, dtype=torch.float64)
+    for first in range(3):
+        for second in range(3):
+            drawn = torch.stack((logprobs[0, first], logprobs[1 + first, second]))
+            reference = torch.stack((anchor[0, first], anchor[1 + first, second]))
+            kl = kl + drawn.sum().exp() * (drawn - reference).sum()
+            same = torch.zeros(2, dtype=torch.int64)
+            entries = Entries(drawn, drawn.detach(), 0 * reference, 1 + 0 * reference, same, same, same, 1, None, reference)
+            loss, _ = Clipped(kl=1.0, kl_form="reward", aggregate="row", length=1)(entries)
+            grad = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+            found += drawn.detach().sum().exp() * grad
+    wanted = torch.autograd.grad(kl, logits)[0]
+    assert found.flatten().tolist() == pytest.approx(wanted.flatten().tolist(), abs=1e-14)
 
 
 def test_to_go_sums_over_the_later_tokens_of_the_row() -> None:
@@ -92,8 +97,6 @@ def test_no_token_pulls_more_than_the_clamp_lets_it() -> None:
 
 @pytest.mark.parametrize("form", ["k1", "k2", "k3", "reward"])
 def test_kl_without_a_reference_is_refused_in_words(form: Any) -> None:
-    from dataclasses import replace
-
     entries = replace(random_entries(1), reference=None)
     with pytest.raises(UserError, match=r'against a reference policy and there is none; .* or take kl_to="behaviour"'):
         Clipped(kl=0.1, kl_form=form)(entries)

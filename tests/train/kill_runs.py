@@ -4,6 +4,7 @@
 
 Forks from one process that has everything imported, for speed. A 30-second run: set AGENTRL_KILL_STEPS=60. With
 AGENTRL_KILL_STALENESS=2 episodes go on while weights change; such a run is held against its own recorded batches.
+AGENTRL_KILL_SET="credit=gae critic=on" puts settings into the experiment.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from agentrl import faults, train
+from agentrl.config import apply_settings
 from agentrl.errors import capture
+from agentrl.learning.checkpoint import load
 from agentrl.learning.replay import relearn
 from agentrl.run import Run
 from agentrl.setup import open_learners
 from agentrl.store.sqlite import SQLiteStore
-from agentrl.transformer.weights import load_weights
 from tests.train.small import small, warmed
 
 STEPS = int(os.environ.get("AGENTRL_KILL_STEPS", "4"))
+SETTINGS = os.environ.get("AGENTRL_KILL_SET", "").split()
 STALENESS = int(os.environ.get("AGENTRL_KILL_STALENESS", "0"))
 
 
@@ -50,7 +53,7 @@ def forked(body: Callable[[], None], *, kill_after: float | None = None) -> int:
 
 
 def experiment(model: Path) -> Any:
-    return small(model, steps=STEPS, checkpoint_every=2, eval_every=2, max_staleness=STALENESS)
+    return apply_settings(small(model, steps=STEPS, checkpoint_every=2, eval_every=2, max_staleness=STALENESS), SETTINGS)
 
 
 def run(model: Path, out: Path, fault: str = "") -> None:
@@ -60,9 +63,10 @@ def run(model: Path, out: Path, fault: str = "") -> None:
 
 def relearn_from_scratch(model: Path, out: Path) -> None:
     """Fails unless the recorded batches, learned again, give the weights that the run ended with."""
-    learner = open_learners(experiment(model), Run.find(out).lineage)["searcher"]
+    learners = open_learners(experiment(model), Run.find(out).lineage)
     with Run.find(out).store(read_only=True) as store:
-        relearn(store, "searcher", learner)
+        for name, learner in learners.items():
+            relearn(store, name, learner)
         lags = [
             step.before.step - span.version.step
             for step in store.steps("searcher")
@@ -71,7 +75,7 @@ def relearn_from_scratch(model: Path, out: Path) -> None:
             for span in turn.versions
         ]
     assert max(lags) <= STALENESS, lags
-    assert digest_of(learner.weights()) == digest(out)
+    assert digest_of(*(learners[name].weights() for name in sorted(learners))) == digest(out)
 
 
 def finished(out: Path) -> dict[str, Any]:
@@ -90,13 +94,16 @@ def finished(out: Path) -> dict[str, Any]:
 
 
 def digest(out: Path) -> str:
-    return digest_of(load_weights(sorted((out / "checkpoints" / "searcher").glob("step-*"))[-1]))
+    """Of the last checkpoints of all learners."""
+    folders = [sorted(learner.glob("step-*"))[-1] for learner in sorted((out / "checkpoints").iterdir())]
+    return digest_of(*(load(folder).weights for folder in folders))
 
 
-def digest_of(weights: Mapping[str, Any]) -> str:
+def digest_of(*learners: Mapping[str, Any]) -> str:
     sum_ = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(weights.items()):
-        sum_.update(name.encode() + tensor.numpy().tobytes())
+    for weights in learners:
+        for name, tensor in sorted(weights.items()):
+            sum_.update(name.encode() + tensor.numpy().tobytes())
     return sum_.hexdigest()
 
 

@@ -22,7 +22,7 @@ from agentrl.store.contract import EpisodeFilter
 from tests.train.small import small
 
 HERE = f"{Path(__file__).resolve()}:questions"
-PROBES = "probes=agentrl_workflows.search_qa.experiment:PROBES"
+ANSWER = "probes=agentrl_workflows.search_qa.experiment:ANSWER"
 TREE = ("rollout=random_tree", "rollout.trees=2", "rollout.expand=1")
 
 OPTIONS: Mapping[str, Sequence[str]] = {
@@ -35,19 +35,26 @@ OPTIONS: Mapping[str, Sequence[str]] = {
     "grpo": (),
     "gtpo_turn": (),
     "hrpo_mashost": (),
-    "igpo": (PROBES,),
+    "igpo": (ANSWER,),
     "passk": ("credit.k=2",),
-    "pvpo": ("rollout=referenced", "rollout.plan.size=4", "rollout.samples=2", "reference=on", "reference.model={warm}"),
+    "pvpo": (
+        "rollout=referenced",
+        "rollout.plan.size=4",
+        "rollout.samples=2",
+        "reference=on",
+        "reference.model={warm}",
+        "reference.parser=tags",
+    ),
     "reinforce_pp": (),
     "rloo": (),
-    "salt": (),
+    "salt": ("policies.temperature=0.3",),  # so that two episodes take a step alike
     "spo_chain": ("rollout=monte_carlo", "rollout.chains=1", "rollout.cuts=2", "rollout.continuations=2"),
-    "spo_tree": TREE,
+    "spo_tree": ("rollout=fixed_tree", "rollout.branching=2,2", "rollout.segment=4"),
     "supo": (),
     "thor": ("credit.min_tokens=1", "rollout=backtrack", "rollout.rollouts=3", "rollout.retries=2", "rollout.opening=<search>"),
     "tree_grpo": TREE,
     "tree_opo": TREE,
-    "treepo": TREE,
+    "treepo": ("rollout=segment_tree", "rollout.size=4", "rollout.segment=4"),
 }
 """What each method needs beside its name, on four episodes of a question that say a dozen tokens each."""
 
@@ -84,7 +91,7 @@ def test_it_learns_three_batches_from_its_own_credit_of_the_stored_episodes(name
     assert type(experiment.credit) is ESTIMATORS[name]
     with run.store(read_only=True) as store:
         steps = read_steps(store, EpisodeFilter(split="train"), tokens=True)
-        steps = [with_values(groups, read_values(store, at)) for at, groups in enumerate(steps)]
+        steps = [with_values(groups, read_values(store)) for groups in steps]
         stored = list(store.steps("searcher"))
     assert len(steps) == len(stored) == 3
     moved, metrics = 0, list[Mapping[str, float]]()
@@ -116,8 +123,8 @@ REFUSED: Sequence[tuple[str, Sequence[str], str]] = (
     ("pvpo", (), r"PVPO needs what a reference policy earned on each task, .*--set rollout=referenced --set reference=on"),
     ("pvpo", ("rollout=referenced",), r"Referenced has rollouts of a reference, and there is none; --set reference=on"),
     ("pvpo", ("rollout=referenced", "reference=on"), r"the reference 'reference' has no model; --set reference\.model=FOLDER"),
-    ("igpo", (), r"IGPO needs the probe 'answer', which nothing asks; Experiment\(\.\.\., probes=\(AnswerProbe\("),
-    ("igpo", (PROBES, "rollout.size=1"), ALONE.format("IGPO")),
+    ("igpo", (), r"IGPO needs the probe 'answer', which nothing asks; .*AnswerProbe\(.*--set probes=file\.py:NAME"),
+    ("igpo", (ANSWER, "rollout.size=1"), ALONE.format("IGPO")),
     ("passk", ("rollout.size=1",), ALONE.format("PassAtK")),
     ("passk", (), r"PassAtK\(k=4\) needs more than 4 episodes of a task, the rollout plan gives 4; --set credit.k=3"),
     ("salt", ("credit.base=agentrl.credit:IGPO",), r"IGPO needs the probe 'answer', which nothing asks"),

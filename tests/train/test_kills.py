@@ -20,10 +20,11 @@ NAMED = [
 MOMENTS = [f"@{seed}" for seed in range(10)]
 
 
-def killed(folder: Path, cases: list[str]) -> list[dict[str, Any]]:
+def killed(folder: Path, cases: list[str], settings: str = "") -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.train.kill_runs", str(folder), *cases]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), str(ROOT / "workflows")])
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": paths, "AGENTRL_KILL_SET": settings}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -45,5 +46,16 @@ def test_killed_at_any_moment_a_run_ends_as_if_never_stopped(part: int, tmp_path
     reports = killed(tmp_path, MOMENTS[part::2])
     assert len(reports) == 5
     for report in reports:
+        assert report["resumed"] and report["same_weights"] and report["same_episodes"] and report["lost"] == 0, report
+        assert report["relearned"], report
+
+
+@pytest.mark.timeout(400)
+def test_killed_between_policy_and_critic_a_run_ends_as_if_never_stopped(tmp_path: Path) -> None:
+    cases = ["store.mid_commit:7", "learn.begun:3", "learn.done:3", "checkpoint.written:3", "checkpoint.done:1", "@3"]
+    reports = killed(tmp_path, cases, "credit=gae credit.over=token critic=on critic.epochs=2")
+    assert [report["case"] for report in reports] == cases
+    for report in reports:
+        assert report["killed"] or report["case"] == "@3", report
         assert report["resumed"] and report["same_weights"] and report["same_episodes"] and report["lost"] == 0, report
         assert report["relearned"], report

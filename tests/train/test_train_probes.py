@@ -16,14 +16,15 @@ from agentrl.credit import assign
 from agentrl.credit.compare import read_steps
 from agentrl.engines.contract import ScoreRequest
 from agentrl.engines.scripted import Scripted
-from agentrl.episode import Ledger
+from agentrl.episode import Column, Ledger
 from agentrl.evaluate import fork, replay
-from agentrl.probes import AnswerProbe
+from agentrl.probes import AnswerProbe, EntropyRise
 from agentrl.run import Run
 from agentrl.runtime.policies import open_renderer
 from agentrl.runtime.runtime import Runtime
 from agentrl.store.contract import EpisodeFilter
 from agentrl.store.sqlite import SQLiteStore
+from tests.credit.conftest import make_chain
 from tests.train.small import small
 
 
@@ -135,3 +136,50 @@ def test_what_a_run_lacks_is_refused_before_the_first_token(warm: Path, tmp_path
         asyncio.run(enter())
     with pytest.raises(UserError, match=r"AnswerProbe needs the right answer of task .*, got ''; mend `answer`"):
         list(AnswerProbe(lambda task: "")("a task", None, {}))
+
+
+def test_the_rise_of_entropy_behind_a_tool_is_recorded_whatever_the_plan(warm: Path, tmp_path: Path) -> None:
+    experiment = apply_settings(small(warm, eval_every=0, held_out=()), ["probes=entropy_rise", "probes.0.tokens=3"])
+    assert experiment.probes == (EntropyRise(tokens=3),)
+
+    async def sample() -> Any:
+        with SQLiteStore(tmp_path / "s.db") as store:
+            async with Runtime(experiment, store=store) as runtime:
+                episodes = [await runtime.run(task, group=f"g{n}") for n, task in enumerate(experiment.tasks[:4])]
+            await store.flush()
+            return episodes, [store.episode(episode.id) for episode in episodes]
+
+    sampled, stored = asyncio.run(sample())
+    risen = 0
+    for live, episode in zip(sampled, stored, strict=True):
+        first, *others = live.turns
+        assert not first.probes and "entropy" in first.columns
+        for turn in others:
+            (probe,) = turn.probes
+            wanted, before = (float(np.mean(each.columns["entropy"].values[:3], dtype=np.float64)) for each in (turn, first))
+            assert probe.name == "entropy_rise" and probe.value == wanted - before and not len(probe.ids)
+            risen += 1
+        assert [[p.value for p in turn.probes] for turn in episode.turns] == [[p.value for p in t.probes] for t in live.turns]
+        assert live.ledger.probe_tokens == 0
+    assert risen > 0
+
+
+def test_a_turn_without_entropy_or_without_a_tool_before_it_has_no_rise() -> None:
+    plain = make_chain("e", "g", [0.0, 0.0, 0.0])
+    read = {"entropy": Column("entropy", np.array([1.0, 3.0], np.float32))}
+    with_columns = replace(plain, turns=tuple(replace(turn, columns=read) for turn in plain.turns))
+    assert not list(EntropyRise().measure(plain)) and not list(EntropyRise().measure(with_columns))
+
+
+def test_entropy_that_the_engine_does_not_give_and_no_tokens_are_refused(warm: Path) -> None:
+    experiment = replace(small(warm, eval_every=0, held_out=()), probes=(EntropyRise(),))
+    blind = Scripted(lambda prompt, rng: "", renderer=open_renderer(experiment.by_name["searcher"], warm), policy="searcher")
+
+    async def enter() -> None:
+        async with Runtime(experiment, engine=blind):
+            raise AssertionError("it was not refused")
+
+    with pytest.raises(UserError, match="EntropyRise needs entropy of every token, which this engine does not give"):
+        asyncio.run(enter())
+    with pytest.raises(UserError, match="EntropyRise needs tokens >= 1, got 0"):
+        EntropyRise(tokens=0)

@@ -3,7 +3,7 @@
 agentrl train agentrl_workflows.search_qa.experiment:search_qa --set policies.model=FOLDER --out runs/mine
 
 Methods that look at the likelihood of the right answer find its probe by name:
---credit igpo --set probes=agentrl_workflows.search_qa.experiment:PROBES
+--credit igpo --set probes=agentrl_workflows.search_qa.experiment:ANSWER
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def answer_of(task: Question) -> str:
     return task.answer
 
 
-PROBES = (AnswerProbe(answer_of, lead=""),)
+ANSWER = AnswerProbe(answer_of, lead="")
 """The likelihood of the right answer before each turn: an answer is a turn of its own, so nothing leads it in."""
 
 

@@ -1,0 +1,184 @@
+"""The contract of sandboxes: where untrusted code runs.
+
+    async with team.sandbox() as box:
+        await box.write("solution.py", code)
+        ran = await box.exec(["python3", "solution.py"], stdin="4 5", timeout=5)
+        print(ran.status, ran.text)
+
+A spec (`Process()`, `Docker(image=...)`: `Experiment(sandbox=...)`) opens a `Backend`, which opens sessions; a `Box` is what a
+workflow holds: a session whose every call is an effect of the journal. A command that fails is a result; a sandbox that fails
+is a `SandboxError`, which ends the episode as lost, for no model is to blame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from agentrl.episode import EMPTY_MAP
+from agentrl.errors import UserError
+
+Fork: TypeAlias = Literal["exact", "replay", "none"]
+"""How a session goes on twice: `exact`, files and live processes are copied; `replay`, its calls are made again in another and
+compared; `none`, it cannot."""
+Network: TypeAlias = "Literal['none'] | tuple[str, ...]"
+"""No network at all, not even a loopback to the host's; or the hosts, as `name:port`, that may be connected to."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLimits:
+    """What one session may use. All of its processes together, unless said."""
+
+    memory_mb: int = 512
+    processes: int = 64
+    """Threads count, too."""
+    cpu_seconds: int = 60
+    """Of one process."""
+    open_files: int = 256
+    """Of one process."""
+    disk_mb: int = 64
+    """What its writable places hold."""
+    output: int = 1 << 20
+    """Bytes of each stream of a call that are kept; what comes after is read and thrown away."""
+    timeout: float = 30.0
+    """Seconds of a call that names no other."""
+    network: Network = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("memory_mb", "processes", "cpu_seconds", "open_files", "disk_mb", "output", "timeout"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"a sandbox's {name} must be > 0, got {getattr(self, name)}")
+        if self.network != "none" and not all(":" in host for host in self.network):
+            raise UserError(f'a sandbox\'s network is "none" or a tuple of "host:port", got {self.network!r}')
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command, or a piece of Python in the session, came to."""
+
+    status: int
+    """Exit status; -n = ended by signal n."""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    truncated: bool = False
+    """A stream had more than `SandboxLimits.output` bytes."""
+    timed_out: bool = False
+    seconds: float = 0.0
+    killed: str = ""
+    """Which limit ended it: "memory", "cpu", "timeout"; empty = none that is known."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself, with status 0."""
+        return self.status == 0 and not self.timed_out
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are no UTF-8 are shown as escapes."""
+        return self.stdout.decode("utf-8", "backslashreplace")
+
+    @property
+    def error_text(self) -> str:
+        """Standard error as text."""
+        return self.stderr.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a folder of a sandbox holds: a name (not a path), what it is, and its size in bytes."""
+
+    name: str
+    kind: Literal["file", "folder", "link", "other"]
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: `argv`, or a line for `sh -c`. Paths are the sandbox's; relative ones begin in /work."""
+
+    argv: tuple[str, ...] | str
+    stdin: bytes = b""
+    cwd: str = "/work"
+    env: Mapping[str, str] = EMPTY_MAP
+    """Beside PATH, HOME and LANG, which are the sandbox's."""
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.argv:
+            raise UserError("a command needs an argv or a shell line, got an empty one")
+        if self.timeout is not None and not self.timeout > 0:
+            raise UserError(f"a command's timeout must be > 0 seconds, got {self.timeout}")
+
+
+class Session(Protocol):
+    """One open sandbox. Its calls come one after the other; cancelling a call ends what it runs.
+
+    Paths are the sandbox's; relative ones begin in /work. A file that is not there, a folder that cannot be read and the like
+    raise `OSError` (FileNotFoundError ...): they are the code's doing. `SandboxError` says that the sandbox itself is gone or
+    broken, and how.
+    """
+
+    async def exec(self, command: Command) -> Ran: ...
+
+    async def python(self, code: str, timeout: float | None = None) -> Ran:
+        """Runs code in the session's one Python, whose names last. The value of a last expression is printed as a REPL does.
+
+        An exception is status 1, with its traceback on stderr; `exit(n)` is status n and begins the names anew, as does a
+        timeout or a crash.
+        """
+        ...
+
+    async def read(self, path: str) -> bytes:
+        """The bytes of a regular file, at most `disk_mb`; a link is not followed out of the sandbox."""
+        ...
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Writes a file, making the folders above it."""
+        ...
+
+    async def list(self, path: str) -> Sequence[Entry]:
+        """What a folder holds, by name; any byte may stand in a name (surrogateescape)."""
+        ...
+
+    async def fork(self) -> Session | None:
+        """Another session with the same files and the same live processes; None = it cannot now, make its calls again."""
+        ...
+
+    async def close(self) -> None:
+        """Ends everything in it. Never raises; may be called twice."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Opens sessions."""
+
+    @property
+    def fork(self) -> Fork:
+        """The best that its sessions can do."""
+        ...
+
+    @property
+    def isolation(self) -> str:
+        """One line for people: what stands between the code and the host."""
+        ...
+
+    async def session(self, limits: SandboxLimits) -> Session:
+        """A fresh session, from the pool if one is warm. `SandboxError` if none can be opened."""
+        ...
+
+
+@runtime_checkable
+class SandboxSpec(Protocol):
+    """A frozen dataclass that opens a backend; `Experiment(sandbox=...)`."""
+
+    @property
+    def limits(self) -> SandboxLimits:
+        """Of sessions that name no other."""
+        ...
+
+    def open(self) -> AbstractAsyncContextManager[Backend]:
+        """The backend, for as long as the block lasts; `UserError` if this machine cannot isolate, with what is missing."""
+        ...

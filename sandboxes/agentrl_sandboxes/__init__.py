@@ -1,0 +1,1 @@
+"""Backends that keep the contract of `agentrl.sandbox`."""

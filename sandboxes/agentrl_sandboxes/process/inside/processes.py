@@ -1,0 +1,163 @@
+"""Processes of a sandbox: how one is born with its limits, and how all that it left behind end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, NoReturn
+
+DUMPABLE = 4
+"""PR_SET_DUMPABLE: whether a process of the same user may look into this one (/proc/N/mem, /proc/N/fd)."""
+DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Python ignores them, and an ignored signal is inherited."""
+_prctl = ctypes.CDLL(None).prctl
+
+
+def closed_to_others(closed: bool) -> None:
+    """Whether this process can be looked into by others of its user."""
+    _prctl(DUMPABLE, 0 if closed else 1, 0, 0, 0)
+
+
+class Ended(NamedTuple):
+    """How a child ended: its status as subprocess gives it (-n = signal n) and the CPU seconds it took."""
+
+    status: int
+    cpu: float
+
+
+class Children:
+    """The children of this process, which inherits every orphan: as process 1, or as their subreaper."""
+
+    def __init__(self) -> None:
+        self._ended: dict[int, Ended] = {}
+        self._own = os.getpid()
+        self.kept: int = 0
+        """The child that `sweep` leaves alive, with all that descends from it; 0 = none."""
+
+    def reap(self) -> bool:
+        """Takes in what has ended. False: there is no child any more."""
+        while True:
+            try:
+                pid, status, used = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if not pid:
+                return True
+            self._ended[pid] = Ended(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime)
+
+    def ended(self, pid: int) -> Ended | None:
+        """How a child ended, once; None while it lives."""
+        self.reap()
+        found = self._ended.pop(pid, None)
+        if found is not None:
+            self._ended.clear()  # orphans, of whom nobody asks
+        return found
+
+    def strangers(self) -> tuple[list[int], bool]:
+        """Processes below this one that do not descend from the kept one; and whether one's descent was in doubt."""
+        parents = dict(_parents())
+        found: list[int] = []
+        doubt = False
+        for pid in parents:
+            above = pid
+            while above in parents and above != self.kept:
+                above = parents[above]
+            if above == self._own:
+                found.append(pid)
+            doubt |= above not in (self._own, self.kept, 0)  # its parent ended between two looks
+        return found, doubt
+
+    def sweep(self, seconds: float = 1.0) -> None:
+        """Ends every stranger: what a command left running does not outlive it.
+
+        A storm of forks may outrun the looks at /proc; then everything ends at once, the kept one too.
+        """
+        until = time.monotonic() + seconds
+        while self.reap():
+            found, doubt = self.strangers()
+            if self.kept and not found and not doubt:
+                return
+            for pid in found:
+                kill(pid)
+            if time.monotonic() > until:
+                break
+            time.sleep(0.0005)
+        while self._own == 1 and self.reap():  # never elsewhere: -1 is every process that may be signalled
+            kill(-1)
+            time.sleep(0.0005)
+
+    def memory(self, enough: int) -> int:
+        """Bytes that the living processes hold. First a sum that counts shared pages twice; if that is above `enough`, exactly."""
+        parts = [f"/proc/{pid}" for pid, _ in _parents()]
+        rough = sum(_kilobytes(f"{part}/status", (b"RssAnon:", b"RssShmem:")) for part in parts) * 1024
+        return rough if rough <= enough else sum(_kilobytes(f"{part}/smaps_rollup", (b"Pss:",)) for part in parts) * 1024
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, if it is still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """Every process that /proc shows but this one, each with its parent. Zombies too: one may have threads that live."""
+    own = os.getpid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == own:
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                parent = file.read(512).rpartition(b")")[2].split()[1]
+        except (OSError, IndexError):  # gone since the listing
+            continue
+        yield int(name), int(parent)
+
+
+def _kilobytes(path: str, keys: tuple[bytes, ...]) -> int:
+    try:
+        with open(path, "rb") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith(keys))
+    except OSError:  # gone, or closed to others
+        return 0
+
+
+def limit(limits: Mapping[str, int]) -> None:
+    """Sets hard limits, by the names of `resource` without RLIMIT_; CPU gets a second between its signal and its end."""
+    for name, most in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most + (name == "CPU")))
+
+
+def begin(control: int, streams: tuple[int, int, int], limits: Mapping[str, int]) -> None:
+    """First steps of a forked child: its own session, its streams, nothing of the control socket, its limits."""
+    os.close(control)
+    os.setsid()
+    for target, source in enumerate(streams):
+        os.dup2(source, target)
+    for number in DEFAULT_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    closed_to_others(False)  # only now: what it must not show is closed
+    limit(limits)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # where memory ends, the command ends and not process 1
+    except OSError:
+        pass
+
+
+def become(argv: list[str], cwd: str, env: dict[str, str]) -> NoReturn:
+    """Goes on as another program; status 127 or 126 as a shell has it where it cannot."""
+    what = cwd
+    try:
+        os.chdir(cwd)
+        what = argv[0]
+        os.execvpe(argv[0], argv, env)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        os.write(2, os.fsencode(f"{what}: {reason}\n"))
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
