@@ -17,7 +17,6 @@ from agentrl.learning.contract import StepStats
 from agentrl.metrics import Sink, StepMetrics
 from agentrl.metrics.lag import LoopLag, percentile
 from agentrl.metrics.trend import Trend
-from agentrl.rollout.contract import FromDemonstrations
 from agentrl.runtime.demonstrations import begins_inside
 
 logger = logging.getLogger(__name__)
@@ -91,8 +90,6 @@ class Meter:
             values["loop_lag/mean"] = sum(late) / len(late)
             values |= {"loop_lag/p99": percentile(late, 0.99), "loop_lag/max": max(late)}
         alone = len(stats.keys() - {CRITIC}) == 1
-        if isinstance(self._experiment.rollout, FromDemonstrations):
-            values["episodes/reset"] = float(sum(begins_inside(episode) for group in groups for episode in group.finished))
         for name, step in stats.items():
             prefix = "" if alone and name != CRITIC else f"{name}/"
             values |= {f"{prefix}loss": step.loss, f"{prefix}tokens/trained": float(step.trained_tokens)}
@@ -153,6 +150,7 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "cache_hit_rate": cached / max(1, prompts),
         "episodes/done": float(len(finished)),
         "episodes/lost": float(sum(max(group.wanted, len(group.episodes)) - len(group.finished) for group in groups)),
+        "episodes/reset": float(sum(begins_inside(episode) for episode in finished)),
         "groups/short": float(sum(1 for group in groups if len(group.finished) < group.wanted)),
         "episodes/seconds_p50": percentile(seconds, 0.5),
         "episodes/seconds_p99": percentile(seconds, 0.99),
