@@ -82,7 +82,7 @@ def test_it_shows_where_two_estimators_differ(credit: Command, folder: Path) -> 
 def test_every_estimator_of_ours_runs_by_its_short_name(credit: Command) -> None:
     for name, kind in ESTIMATORS.items():
         needs = kind.needs
-        if needs.forks or needs.probes or needs.candidates or needs.reference_rewards:
+        if needs.forks or needs.probes or needs.reference_rewards:
             assert kind.__name__ in credit("--with", name, code=1)
         else:
             assert "160 episodes" in credit("--with", name, "-n", "1")

@@ -33,7 +33,7 @@ FLOORS = (
     ("runtime", "config", "resolve", "metrics", "testing", "exchange"),
     ("experiment",),
     ("rubrics",),
-    ("team", "agent", "judge", "toolcall", "workflow"),
+    ("team", "agent", "box", "judge", "toolcall", "workflow"),
     (
         "context",
         "rendering",

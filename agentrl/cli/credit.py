@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     import time
 
-    from agentrl.credit.compare import compare
+    from agentrl.credit.compare import compare, learned
     from agentrl.store.sqlite import SQLiteStore
 
     folder: Path = arguments.folder
@@ -62,9 +62,10 @@ def _run(arguments: argparse.Namespace) -> None:
         entropy = any(plug_ins[name].needs.entropy for name in ("with", "against") if name in plug_ins)
         steps = _read(store, arguments, tokens=arguments.tokens or entropy)
         second, told = _second(store, arguments, plug_ins)
+        policies = learned(store) or None
     read = time.perf_counter()
     min_group, unused = _described(folder, plug_ins["transforms"])
-    found = compare(steps, first, second, transforms=plug_ins["transforms"], min_group=min_group)
+    found = compare(steps, first, second, transforms=plug_ins["transforms"], min_group=min_group, policies=policies)
     ended = time.perf_counter()
     names = [_called(first), *([told] if second is not None else [])]
     for line in (*_summary(found, names, (read - began, ended - read)), *unused):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,15 +27,17 @@ def assign(
     *,
     min_group: int = 1,
     train_overlong: bool = False,
+    policies: Collection[str] | None = None,
 ) -> tuple[Batch, Credit]:
     """The batch of these groups and the credit of its turns.
 
-    A group of several with fewer than `min_group` finished members is left out; `train_overlong` is that of `to_batch`.
+    A group of several with fewer than `min_group` finished members is left out; `train_overlong` and `policies` are those of
+    `to_batch`.
     `UserError` for a transform or an estimator that raises or gives what it should not: it names the plug-in, what it gave,
     where, and what to do.
     """
     kept = [group for group in groups if len(group.finished) >= min(min_group, group.wanted)]
-    batch = to_batch(transformed(kept, transforms), train_overlong=train_overlong)
+    batch = to_batch(transformed(kept, transforms), policies=policies, train_overlong=train_overlong)
     return batch, estimate(batch, estimator)
 
 

@@ -19,12 +19,12 @@ _Amounts: TypeAlias = tuple[float, float]
 """All that a turn was given, and the part of it that was given to an agent."""
 
 
-def to_batch(groups: Sequence[Group], *, agents: Collection[str] | None = None, train_overlong: bool = False) -> Batch:
+def to_batch(groups: Sequence[Group], *, policies: Collection[str] | None = None, train_overlong: bool = False) -> Batch:
     """The columns of these groups, in order of group, episode, turn.
 
     Episodes that failed, were cancelled, went over budget or diverged are out: they are counted as lost and are in no
     statistic. Overlong ones stay in every statistic; their turns are trained only with `train_overlong`. Of the others come
-    all turns that may be trained, of the given agents (None = all). Rewards without a turn of their own here find one: an
+    all turns that may be trained, of the given policies (None = all). Rewards without a turn of their own here find one: an
     agent's end rewards its last turn, those of an untrained turn the last one before it (the same agent's, if given to an
     agent). `UserError` for a reward that is not finite, and for a group or an episode that occurs twice
     (a replayed one may).
@@ -37,7 +37,7 @@ def to_batch(groups: Sequence[Group], *, agents: Collection[str] | None = None, 
     rows: list[tuple[int, int]] = []
     rewards: list[_Amounts] = []
     for number, (group_index, episode) in enumerate(finished):
-        kept = [turn for turn in episode.turns if turn.trainable and (agents is None or turn.agent in agents)]
+        kept = [turn for turn in episode.turns if turn.trainable and (policies is None or turn.policy in policies)]
         turns.extend(kept)
         rows.extend((number, group_index) for _ in kept)
         rewards.extend(_turn_rewards(episode, kept))

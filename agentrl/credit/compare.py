@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -80,10 +80,15 @@ def _group(name: str, members: Sequence[tuple[EpisodeHead, Episode]]) -> Group:
     return Group(name, first.task, tuple(episode for _, episode in ordered), head.wanted)
 
 
+def learned(store: SQLiteStore) -> list[str]:
+    """Names of the policies that the store's steps have trained."""
+    return [name for name in store.policies() if name not in (CRITIC, VALUES)]
+
+
 def read_recorded(store: SQLiteStore, step: int | None = None) -> Recorded:
     """The advantages of the committed steps, or of one; where several rows share a turn, those of the first."""
     recorded: dict[tuple[str, str], bytes] = {}
-    for policy in [name for name in store.policies() if name not in (CRITIC, VALUES)]:
+    for policy in learned(store):
         for stored in store.steps(policy, after=-1 if step is None else step - 1):
             if step is not None and stored.step > step:
                 break
@@ -100,14 +105,18 @@ def compare(
     *,
     transforms: Sequence[RewardTransform] = (),
     min_group: int = 1,
+    policies: Collection[str] | None = None,
 ) -> Comparison:
-    """Credit of every step's groups by one estimator, and by another or as recorded. `UserError` as from `assign`."""
+    """Credit of every step's groups by one estimator, and by another or as recorded; of the turns of these policies.
+
+    `UserError` as from `assign`.
+    """
     _check_needs(steps, [each for each in (first, second) if each is not None and not isinstance(each, Mapping)])
     batches: list[Batch] = []
     firsts: list[Floats] = []
     seconds: list[Floats] = []
     for groups in steps:
-        batch, credit = assign(groups, first, transforms, min_group=min_group)
+        batch, credit = assign(groups, first, transforms, min_group=min_group, policies=policies)
         batches.append(batch)
         firsts.append(_a_turn(credit))
         if isinstance(second, Mapping):

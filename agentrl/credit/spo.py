@@ -70,11 +70,18 @@ class SPOTree:
 
     def _mask(self, forest: Forest, once: Bools) -> list[Bools]:
         """Of each turn the sampled tokens that are trained: in a stretch that is, and uncertain."""
-        logprobs = forest.logprobs()
-        trained = np.repeat(once, forest.stretches.end - forest.stretches.start)
-        trained &= np.concatenate(logprobs) < _limit(self.certain)
-        ends = accumulate(map(len, logprobs), initial=0)
-        return [trained[start:end] for start, end in pairwise(ends)]
+        logprobs, stretches = forest.logprobs(), forest.stretches
+        nothing = np.zeros(int(stretches.end.max()), np.bool_)
+        mask = [nothing[: len(each)] for each in logprobs]
+        some = np.unique(stretches.turn[once]).tolist()
+        if some:
+            of = np.isin(stretches.turn, some)
+            trained = np.repeat(once[of], (stretches.end - stretches.start)[of])
+            trained &= np.concatenate([logprobs[t] for t in some]) < _limit(self.certain)
+            ends = accumulate((len(logprobs[t]) for t in some), initial=0)
+            for t, (start, end) in zip(some, pairwise(ends), strict=True):
+                mask[t] = trained[start:end]
+        return mask
 
 
 def _set_means(target: Floats, values: Floats, key: Ints) -> None:
@@ -114,26 +121,28 @@ class SPOChain:
         chains: dict[int, dict[str, Floats]] = {}
         for leaf, (episode, reward) in enumerate(zip(batch.episodes, rewards, strict=True)):
             if episode.fork_of is None and episode.id in found:
-                chains[leaf] = _segments(episode, {at: _mean(values) for at, values in found[episode.id].items()}, reward)
+                values = {at: _mean(values) for at, values in found[episode.id].items()}
+                chains[leaf] = _segments(episode, values, reward, _limit(self.certain))
         advantage: list[Floats] = [np.zeros(())] * len(turns)
         weight = np.zeros(len(turns))
         for leaf, segments in chains.items():
-            for t in np.flatnonzero(turns.episode == leaf).tolist() if segments else ():
+            first, end = np.searchsorted(turns.episode, (leaf, leaf + 1)).tolist()
+            for t in range(first, end if segments else first):
                 turn = turns.turn[t]
-                uncertain = turn.logprobs[turn.forced :] < _limit(self.certain)
-                advantage[t] = np.where(uncertain, segments[turn.id][turn.forced :], 0.0)
+                advantage[t] = segments[turn.id][turn.forced :]
                 weight[t] = 1.0
         return Credit(turns, advantage, weight=weight)
 
 
-def _segments(episode: Episode, values: Mapping[tuple[str, int], float], reward: float) -> dict[str, Floats]:
-    """The advantage of each sampled token by turn; nothing for an episode without cuts."""
+def _segments(episode: Episode, values: Mapping[tuple[str, int], float], reward: float, limit: float) -> dict[str, Floats]:
+    """The advantage of each sampled token by turn, 0 from a log-prob of `limit`; nothing for an episode without cuts."""
     starts = np.cumsum([0, *(len(turn.sampled_ids) for turn in episode.turns)]).tolist()
     start = {turn.id: at for turn, at in zip(episode.turns, starts[:-1], strict=True)}
     cuts = sorted((start[turn] + kept, value) for (turn, kept), value in values.items() if turn in start)
     advantage = np.zeros(starts[-1])
     for (at, value), (end, following) in pairwise([*cuts, (starts[-1], reward)]):
         advantage[at:end] = following - value
+    advantage[~(np.concatenate([turn.logprobs for turn in episode.turns]) < limit)] = 0.0
     return {
         turn.id: advantage[at : at + len(turn.sampled_ids)] for turn, at in zip(episode.turns, starts, strict=False) if cuts
     }

@@ -21,11 +21,11 @@ class TreeOPO:
     `form="heuristic"`: A_i = R_i - V(prefix of i), centred in the group, no deviation. V is the mean of the leaves below the
     prefix (the paper's expectation), their max (optimistic) or min (pessimistic).
 
-    "soft" and "hard" are its quadratic programme: of all n advantages that sum to 0, whose squares sum to at most (hard: exactly)
-    n, and that set each success above the failures it is ordered against by a margin, those nearest to the rewards. With
-    rewards 0 and 1 and a margin of at most 1 the order never binds (pairs that contradict the rewards are dropped), nor does
-    the soft bound: the solution is R minus the group's mean, hard: divided by the population deviation. With other rewards
-    this is the same formula, not the programme.
+    "soft" and "hard" are its quadratic programme: of all n advantages that sum to 0, whose squares sum to at most (hard:
+    exactly) n, and that set each success above the failures it is ordered against by a margin, those nearest to the rewards.
+    With rewards 0 and 1 and a margin of at most 1 the order never binds (pairs that contradict the rewards are dropped), nor
+    does the soft bound: the solution is R minus the group's mean, hard: divided by the population deviation. With other
+    rewards this is the same formula, not the programme.
 
     A group with one leaf left, or of equal rewards, gets 0.
     """

@@ -32,17 +32,17 @@ def test_overlong_episodes_stay_in_the_statistics_and_are_marked(chain, grouped)
         assert [row.episode.id for row in to_rows(batch, credit)] == trained
 
 
-def test_turns_that_cannot_be_trained_or_whose_agent_is_not_are_out(chain, grouped, turn):
+def test_turns_that_cannot_be_trained_or_whose_policy_is_not_are_out(chain, grouped, turn):
     turns = (
-        turn("0", 0, agent="a"),
-        turn("1", 0, agent="b"),
-        turn("2", 1, agent="a", untrained="lost candidate"),
-        turn("3", 1, agent="b", forced=2),
-        turn("4", 2, agent="a", sampled=3, forced=1),
+        turn("0", 0, agent="a", policy="a"),
+        turn("1", 0, agent="b", policy="b"),
+        turn("2", 1, agent="a", policy="a", untrained="lost candidate"),
+        turn("3", 1, agent="b", policy="b", forced=2),
+        turn("4", 2, agent="a", policy="a", sampled=3, forced=1),
     )
     groups = grouped([replace(chain("e", "g", [0.0]), turns=turns)])
     assert [t.id for t in to_batch(groups).turns.turn] == ["0", "1", "4"]
-    only = to_batch(groups, agents={"a"})
+    only = to_batch(groups, policies={"a"})
     assert [t.id for t in only.turns.turn] == ["0", "4"]
     assert only.turns.length.tolist() == [2, 2]
     assert only.turns.last.tolist() == [False, True]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import _signal as signal  # `signal` itself takes milliseconds to load
 import os
 import resource
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NoReturn
@@ -14,12 +14,19 @@ DUMPABLE = 4
 """PR_SET_DUMPABLE: whether a process of the same user may look into this one (/proc/N/mem, /proc/N/fd)."""
 DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them, and an ignored signal is inherited."""
+CHILD_SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER: orphans below this process become its children."""
 _prctl = ctypes.CDLL(None).prctl
 
 
 def closed_to_others(closed: bool) -> None:
     """Whether this process can be looked into by others of its user."""
     _prctl(DUMPABLE, 0 if closed else 1, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Makes this process what process 1 is by itself: the parent of every orphan below it."""
+    _prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Ended(NamedTuple):
@@ -33,8 +40,8 @@ class Children:
     """The children of this process, which inherits every orphan: as process 1, or as their subreaper."""
 
     def __init__(self) -> None:
-        self._ended: dict[int, Ended] = {}
         self._own = os.getpid()
+        self._ended: dict[int, Ended | None] = {}
         self.kept: int = 0
         """The child that `sweep` leaves alive, with all that descends from it; 0 = none."""
 
@@ -47,15 +54,28 @@ class Children:
                 return False
             if not pid:
                 return True
-            self._ended[pid] = Ended(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime)
+            if pid in self._ended:  # else an orphan, of whom nobody asks
+                self._ended[pid] = Ended(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime)
 
-    def ended(self, pid: int) -> Ended | None:
-        """How a child ended, once; None while it lives."""
+    def fork(self) -> int:
+        """`os.fork`, of a child that will be asked for by `ended`."""
+        pid = os.fork()
+        if pid:
+            self._ended[pid] = None
+        return pid
+
+    def ended(self, pid: int) -> bool:
         self.reap()
-        found = self._ended.pop(pid, None)
-        if found is not None:
-            self._ended.clear()  # orphans, of whom nobody asks
-        return found
+        return self._ended[pid] is not None
+
+    def end(self, pid: int) -> Ended:
+        """Ends a child that still lives and waits for it; how it ended, to be asked once."""
+        while (ended := self._ended[pid]) is None:
+            kill(pid)
+            self.reap()
+            time.sleep(0 if self._ended[pid] else 0.0005)
+        del self._ended[pid]
+        return ended
 
     def strangers(self) -> tuple[list[int], bool]:
         """Processes below this one that do not descend from the kept one; and whether one's descent was in doubt."""

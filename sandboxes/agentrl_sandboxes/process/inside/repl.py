@@ -5,6 +5,7 @@ from __future__ import annotations
 import __future__
 
 import _ast
+import _signal
 import atexit
 import os
 import sys
@@ -87,6 +88,9 @@ def leave(code: object) -> NoReturn:
 
 def serve(commands: int, answers: int, paths: list[str]) -> NoReturn:
     """Runs what comes: eight bytes that say how long, then the code; one byte back for each."""
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_IGN)  # exceptions, as in any Python
     repl = Repl(paths)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what was printed is there when time is up

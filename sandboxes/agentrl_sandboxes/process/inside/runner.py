@@ -15,11 +15,13 @@ import time
 from typing import Any, NoReturn
 
 from agentrl_sandboxes.process.inside import files, repl
-from agentrl_sandboxes.process.inside.processes import Children, become, begin, closed_to_others, kill
+from agentrl_sandboxes.process.inside.processes import Children, Ended, adopt_orphans, become, begin, closed_to_others
 
 TICK = 0.05
 """Seconds between two looks at the clock, the orphans and, where no cgroup bounds it, the memory."""
 PIPE = 1 << 16
+BY_LIMIT = (-24, -9, 128 + 24, 128 + 9)
+"""Statuses of a command that SIGXCPU or SIGKILL ended, or whose shell saw that."""
 LATE = 32
 """Pipefuls that are read of a stream after its command ended."""
 
@@ -85,20 +87,19 @@ class Feed:
 class Interpreter:
     """The session's Python: its process, its streams and the pipes over which it is asked and answers."""
 
-    def __init__(self, control: int, setup: dict[str, Any]) -> None:
+    def __init__(self, children: Children, control: int, setup: dict[str, Any]) -> None:
         self.out, self.err = Stream(setup["output"]), Stream(setup["output"])
         commands, self.ask = os.pipe()
         self.answer, answers = os.pipe()
         os.set_blocking(self.answer, False)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        self.pid = os.fork()
+        self.pid = children.fork()
         if not self.pid:
             try:
-                os.set_blocking(commands, True)
                 begin(control, (nothing, self.out.end, self.err.end), setup["limits"])
-                commands, answers = os.dup(commands), os.dup(answers)  # above all that is closed next
-                os.dup2(commands, 3)
-                os.dup2(answers, 4)
+                commands, answers = os.dup(commands), os.dup(answers)  # in this order neither is in the other's way
+                os.dup2(commands, 3, inheritable=False)
+                os.dup2(answers, 4, inheritable=False)
                 os.closerange(5, 1 << 16)
                 os.chdir(setup["work"])
                 os.environ.clear()
@@ -159,7 +160,8 @@ class Runner:
     def serve(self) -> NoReturn:
         os.set_inheritable(self.control, False)
         closed_to_others(True)
-        self.tell("hello")
+        if os.getpid() != 1:
+            adopt_orphans()
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         while True:
@@ -174,6 +176,8 @@ class Runner:
                 getattr(self, f"do_{head[1]}")(*head[2:], body)
             except OSError as error:
                 self.tell("error", error.errno or errno.EIO, body=os.fsencode(error.strerror or str(error)))
+            except ValueError as error:  # a NUL in a path
+                self.tell("error", errno.EINVAL, body=str(error).encode())
 
     def end(self) -> NoReturn:
         """Ends all below and itself: the namespace's processes go with its first, those of a plain folder must be looked for."""
@@ -210,7 +214,7 @@ class Runner:
         out, err = Stream(most), Stream(most)
         given, feed = os.pipe()
         began = time.monotonic()
-        pid = os.fork()
+        pid = self.children.fork()
         if not pid:
             try:
                 begin(self.control, (given, out.end, err.end), self.setup["limits"])
@@ -222,12 +226,8 @@ class Runner:
         err.close(reading=False)
         died = os.pidfd_open(pid)
         why = self.attend(died, died, (out, err), Feed(feed, body, closes=True), began + seconds)
-        if why:
-            kill(pid)
+        ended = self.children.end(pid)
         self.children.sweep()
-        ended = None
-        while ended is None:
-            ended = self.children.ended(pid)
         os.close(died)
         for stream in (out, err):
             stream.drain(LATE)
@@ -241,26 +241,24 @@ class Runner:
         if self.python and self.children.ended(self.python.pid):
             self.forget()
         if self.python is None:
-            self.python = Interpreter(self.control, self.setup)
+            self.python = Interpreter(self.children, self.control, self.setup)
             self.children.kept = self.python.pid
         python = self.python
         feed = Feed(python.ask, len(body).to_bytes(8, "little") + body, closes=False)
         why = self.attend(python.died, python.answer, (python.out, python.err), feed, began + seconds)
-        status, used = 0, 0.0
         try:
-            answer = os.read(python.answer, PIPE) if not why else b""
+            status = b"" if why else os.read(python.answer, PIPE)[:1]
         except BlockingIOError:
-            answer = b""
-        if answer:
-            status = answer[0] & 1
-            python.out.drain(LATE)
-            python.err.drain(LATE)
-            self.answer(status, used, why, began, python.out, python.err)
-            python.out.renew()
-            python.err.renew()
+            status = b""
+        if not status:  # time is up, or it died
+            ended = self.forget()
+            self.answer(ended.status, ended.cpu, why, began, python.out, python.err)
             return
-        status, used = self.forget()
-        self.answer(status, used, why, began, python.out, python.err)
+        python.out.drain(LATE)
+        python.err.drain(LATE)
+        self.answer(int(status != repl.ENDED_WELL), 0.0, why, began, python.out, python.err)
+        python.out.renew()
+        python.err.renew()
 
     # what they share
 
@@ -272,7 +270,7 @@ class Runner:
         if feed.push():
             poll.register(feed.fd, select.POLLOUT)
         by_fd = {stream.fd: stream for stream in streams}
-        why, looked = "", time.monotonic()
+        why, looked = "cancelled" if self.cancelled() else "", time.monotonic()
         while not why:
             ready = [fd for fd, _ in poll.poll(1000 * max(0.0, min(TICK, until - time.monotonic())))]
             for fd in ready:
@@ -299,21 +297,17 @@ class Runner:
         return why
 
     def answer(self, status: int, used: float, why: str, began: float, out: Stream, err: Stream) -> None:
-        if not why and status < 0 and used >= self.setup["limits"]["CPU"]:
+        if not why and status in BY_LIMIT and used >= self.setup["limits"]["CPU"]:
             why = "cpu"
         truncated = int(out.truncated or err.truncated)
         seconds = f"{time.monotonic() - began:.6f}"
         self.tell("ran", status, truncated, seconds, len(out.kept), why or "-", body=bytes(out.kept + err.kept))
 
-    def forget(self) -> tuple[int, float]:
-        """Ends the session's Python and all that it left; how it ended, and its CPU seconds."""
+    def forget(self) -> Ended:
+        """Ends the session's Python and all that it left; its streams have what was still in their pipes."""
         assert self.python is not None
         python, self.python = self.python, None
-        kill(python.pid)
-        ended = None
-        while ended is None:
-            ended = self.children.ended(python.pid)
-            time.sleep(0 if ended else 0.0005)
+        ended = self.children.end(python.pid)
         self.children.kept = 0
         self.children.sweep()
         python.out.drain(LATE)
@@ -329,4 +323,8 @@ class Runner:
 
 def main() -> NoReturn:
     """`python -I -S -c "...; main()" FD`"""
-    Runner(int(sys.argv[1])).serve()
+    runner = Runner(int(sys.argv[1]))
+    try:
+        runner.serve()
+    finally:
+        runner.end()

@@ -1,0 +1,80 @@
+"""The few calls of Linux that the launcher needs and Python's library lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000
+BIND, RECURSIVE, PRIVATE, NO_SETUID, NO_DEVICES = 0x1000, 0x4000, 0x40000, 0x2, 0x4
+PARENT_DIED, CHILD_SUBREAPER = 1, 36
+FIRST_USER = 200_000
+"""Slot n runs as user FIRST_USER + n, where the launcher may choose: users of no one, and none starves another."""
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """SIGTERM when the parent dies."""
+    _libc.prctl(PARENT_DIED, int(signal.SIGTERM), 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Processes whose parent died become this one's children, so that their end is seen."""
+    _libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def unshare(flags: int) -> None:
+    """`OSError` if the kernel refuses."""
+    _checked(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    """mount(2); `OSError` if the kernel refuses."""
+    done = _libc.mount(
+        source.encode(), os.fsencode(target), kind and kind.encode(), ctypes.c_ulong(flags), data.encode() or None
+    )
+    _checked(done, f"mount on {target}")
+
+
+def _checked(answer: int, what: str) -> None:
+    if answer:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def seclude() -> str:
+    """Gives this process mounts of its own: as root by itself, else as the root of a user namespace. Else why it cannot."""
+    user, group = os.getuid(), os.getgid()
+    try:
+        unshare(NEW_MOUNTS if not user else NEW_MOUNTS | NEW_USERS)
+        if user:
+            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+        mount("none", "/", None, RECURSIVE | PRIVATE)
+    except OSError as error:
+        return (
+            f"no mount namespace ({error}) for "
+            + (f"user {user}: unprivileged user namespaces are off" if user else "root: CAP_SYS_ADMIN is missing")
+            + (" (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, " if user else " (")
+            + ("kernel.apparmor_restrict_unprivileged_userns=0)" if user else "a container needs --cap-add SYS_ADMIN)")
+        )
+    return ""
+
+
+def chooses_users() -> bool:
+    """Whether this process may become any user: root of the machine, not of a namespace with itself alone in it."""
+    return Path("/proc/self/uid_map").read_text().split()[2] > "1"
+
+
+def become_nobody(slot: int) -> None:
+    """The slot's own user and group, and no other groups; where that cannot be chosen, it stays who it is."""
+    if many_users:
+        os.setgroups([])
+        os.setresgid(FIRST_USER + slot, FIRST_USER + slot, FIRST_USER + slot)
+        os.setresuid(FIRST_USER + slot, FIRST_USER + slot, FIRST_USER + slot)
+
+
+many_users = False

@@ -1,0 +1,208 @@
+"""The process that starts sandboxes: small, clean and single-threaded, so that a fork of it costs little and shows nothing.
+
+Started with an empty environment and one socket to the host (SOCK_SEQPACKET, one JSON object a packet):
+
+    host                                                     launcher
+    the setup                                                {"ready": ...} or {"refused": why}
+    {"start": slot, ...} and a socket for its process 1
+    {"end": slot}                                            {"ended": slot, "notes": what bubblewrap and process 1 said}
+
+It ends with the host (end of file, or the parent's death) and every sandbox ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from agentrl_sandboxes.process import cgroups, kernel
+from agentrl_sandboxes.process.stage import Stage
+
+LONGEST = 1 << 16
+NOTES = 2000
+"""Characters that are kept of what bubblewrap says."""
+
+
+@dataclass
+class Slot:
+    """A sandbox that runs: bubblewrap outside (a child), its process 1 once bubblewrap has told, and what it says."""
+
+    number: int
+    outer: int
+    notes: int
+    said: bytes = b""
+    inner: int = -1
+    waiting: set[int] = field(default_factory=set[int])
+    """Process descriptors that have not ended."""
+
+
+class Launcher:
+    """Starts, watches and ends sandboxes, and tells the host when nothing of one is left."""
+
+    def __init__(self, host: socket.socket) -> None:
+        self._host = host
+        self._poll = select.poll()
+        self._by_fd: dict[int, Slot] = {}
+        self._slots: dict[int, Slot] = {}
+        self._groups: cgroups.Cgroups | None = None
+
+    def run(self) -> None:
+        """Until the host's end of the socket closes."""
+        setup = json.loads(self._host.recv(LONGEST))
+        refused = kernel.seclude()
+        if refused:
+            return self._tell({"refused": refused})
+        self._groups = cgroups.find()
+        try:
+            self._stage = Stage(setup, watched=self._groups is None)
+        except (OSError, KeyError) as error:
+            return self._tell({"refused": f"the sandboxes' read-only files cannot be laid out: {error!r}"})
+        events = self._groups.events if self._groups else ""
+        self._tell({"ready": True, "events": events, "cgroup": self._groups.version if self._groups else 0})
+        self._poll.register(self._host, select.POLLIN)
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._host.fileno():
+                    if not self._hear():
+                        return None
+                elif fd in self._by_fd:
+                    self._look(self._by_fd[fd], fd)
+
+    def close(self) -> None:
+        """Ends every sandbox, waits for them and removes the cgroups."""
+        for slot in self._slots.values():
+            self._kill(slot)
+        for fd in [fd for slot in self._slots.values() for fd in slot.waiting]:
+            select.select([fd], [], [], 5)
+        while _reaped():
+            pass
+        if self._groups is not None:
+            self._groups.remove()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        self._host.send(json.dumps(message).encode())
+
+    def _hear(self) -> bool:
+        packet, fds, _, _ = socket.recv_fds(self._host, LONGEST, 1)
+        if not packet:
+            return False
+        message = json.loads(packet)
+        if "start" in message:
+            self._start(message, fds[0])
+            os.close(fds[0])
+        elif message["end"] in self._slots:  # else it ended by itself, which the host has been told
+            self._kill(self._slots[message["end"]])
+        return True
+
+    def _start(self, asked: dict[str, Any], control: int) -> None:
+        notes, said = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                self._become(asked, control, said)
+            finally:
+                os._exit(1)
+        os.close(said)
+        os.set_blocking(notes, False)
+        slot = Slot(asked["start"], os.pidfd_open(pid), notes)
+        self._slots[slot.number] = slot
+        slot.waiting.add(slot.outer)
+        for fd in (slot.outer, notes):
+            self._watch(slot, fd)
+
+    def _become(self, asked: dict[str, Any], control: int, said: int) -> NoReturn:
+        """In the fork: its places, its cgroup, its user; then bubblewrap."""
+        os.dup2(said, 2)
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            home = self._stage.home(asked)
+            if self._groups is not None:
+                self._groups.enter(asked["start"], asked["memory_mb"], asked["disk_mb"], asked["processes"])
+            for fd in (control, said):
+                os.set_inheritable(fd, True)
+            argv = self._stage.command(home, control, said)
+            kernel.become_nobody(asked["start"])
+            os.execve(argv[0], argv, {})
+        except OSError as error:
+            os.write(2, f"{error}\n".encode())
+            os._exit(1)
+
+    def _watch(self, slot: Slot, fd: int) -> None:
+        self._by_fd[fd] = slot
+        self._poll.register(fd, select.POLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        del self._by_fd[fd]
+        os.close(fd)
+
+    def _look(self, slot: Slot, fd: int) -> None:
+        """One of a slot's descriptors spoke: its notes, or the end of bubblewrap or of process 1."""
+        if fd == slot.notes:
+            said = os.read(fd, 1 << 16)
+            slot.said = (slot.said + said)[-NOTES:]
+            if slot.inner < 0 and b"}" in slot.said:
+                self._found_inner(slot)
+            if not said:
+                slot.notes = -1
+                self._unwatch(fd)
+            return
+        slot.waiting.discard(fd)
+        self._unwatch(fd)
+        while _reaped():
+            pass
+        if not slot.waiting:
+            if slot.notes >= 0:
+                self._look(slot, slot.notes)
+            if slot.notes >= 0:
+                self._unwatch(slot.notes)
+            del self._slots[slot.number]
+            self._tell({"ended": slot.number, "notes": slot.said.decode("utf-8", "replace")})
+
+    def _found_inner(self, slot: Slot) -> None:
+        """bubblewrap has told the number of process 1: {"child-pid": N, ...}."""
+        text, _, slot.said = slot.said.partition(b"}")
+        pid = int(text.rpartition(b'"child-pid":')[2].split(b",")[0])
+        try:
+            slot.inner = os.pidfd_open(pid)
+        except ProcessLookupError:  # gone already, and bubblewrap with it
+            slot.inner = slot.outer
+            return
+        slot.waiting.add(slot.inner)
+        self._watch(slot, slot.inner)
+
+    def _kill(self, slot: Slot) -> None:
+        """Process 1, with which the kernel ends all the others of its namespace; before there is one, bubblewrap."""
+        for fd in slot.waiting:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+
+def _reaped() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] > 0
+    except ChildProcessError:
+        return False
+
+
+def main(fd: int) -> None:
+    """`python -I -S -c "...; main(FD)"`, whose parent is the host."""
+    kernel.die_with_parent()
+    kernel.adopt_orphans()
+    launcher = Launcher(socket.socket(fileno=fd))
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        launcher.run()
+    except (BrokenPipeError, ConnectionResetError):  # the host went without a word
+        pass
+    finally:
+        launcher.close()
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise BrokenPipeError
