@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import ClassVar
 
-from agentrl.credit.contract import Batch, Bools, Credit, Estimator, Needs
+import numpy as np
+
+from agentrl.credit.contract import Batch, Credit, Estimator, Ints, Needs
 from agentrl.credit.grpo import GRPO
-from agentrl.credit.masks import everything, over_sampled
+from agentrl.credit.masks import over_sampled
 from agentrl.credit.tree import as_drawn
 from agentrl.episode import Turn
 
@@ -34,14 +38,29 @@ class DecisionMasked:
             known = {episode.id: episode for group in batch.groups for episode in group.episodes}
             leaves = [batch.episodes[leaf] for leaf in batch.turns.episode.tolist()]
             turns = tuple(as_drawn(turn, leaf, known) for turn, leaf in zip(turns, leaves, strict=True))
-        masks = [everything(turn) for turn in turns] if credit.mask is None else credit.mask
-        return replace(credit, mask=[self._undecided(turn, mask) for turn, mask in zip(turns, masks, strict=True)])
+        starts = np.cumsum([0, *(len(turn.sampled_ids) for turn in turns)])
+        trained = np.ones(starts[-1], np.bool_)
+        for turn, start in zip(turns, starts.tolist(), strict=False):
+            if turn.forced:
+                trained[start : start + turn.forced] = False
+        trained[self._decisions(turns, starts)] = False
+        masks = [trained[start:end] for start, end in pairwise(starts.tolist())]
+        if credit.mask is not None:
+            masks = [mask & over_sampled(turn, own) for turn, mask, own in zip(turns, masks, credit.mask, strict=True)]
+        return replace(credit, mask=masks)
 
-    def _undecided(self, turn: Turn, mask: Bools) -> Bools:
-        result = over_sampled(turn, mask)
-        ids, width = turn.sampled_ids.tolist(), len(self.after)
-        for start in range(turn.forced if not width else 0, len(ids) - width):
-            if tuple(ids[start : start + width]) == self.after:
-                result[start + width] = False
-                break
-        return result
+    def _decisions(self, turns: Sequence[Turn], starts: Ints) -> Ints:
+        """Where the decisions stand among the sampled ids of all turns, put one behind the other."""
+        if not self.after:
+            found = starts[:-1] + np.array([turn.forced for turn in turns], np.int64)
+            return found[found < starts[1:]]
+        width = len(self.after)
+        ids = np.concatenate([turn.sampled_ids for turn in turns]) if turns else np.zeros(0, np.int32)
+        opened = np.ones(max(len(ids) - width + 1, 0), np.bool_)
+        for n, token in enumerate(self.after):
+            opened &= ids[n : n + len(opened)] == token
+        at = np.flatnonzero(opened)
+        turn = np.searchsorted(starts, at, side="right") - 1
+        inside = at + width < starts[turn + 1]
+        _, first = np.unique(turn[inside], return_index=True)
+        return at[inside][first] + width

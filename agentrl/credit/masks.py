@@ -9,11 +9,6 @@ from agentrl.episode import Turn
 from agentrl.errors import UserError
 
 
-def everything(turn: Turn) -> Bools:
-    """(S,): every drawn token."""
-    return np.arange(len(turn.sampled_ids)) >= turn.forced
-
-
 def over_sampled(turn: Turn, mask: Bools) -> Bools:
     """(S,) of a mask over the sampled or over the drawn tokens; forced ones are never trained. `UserError` for other shapes."""
     given, sampled = np.asarray(mask), len(turn.sampled_ids)

@@ -71,7 +71,9 @@ def _went_well(turn: Turn) -> bool:
 def _taken_again(batch: Batch) -> list[tuple[int, int, int]]:
     """For each fork whose first own turn called a tool: that turn's index, the number of its cut, 1 if it went well."""
     turns = batch.turns
-    place = {(episode, turn.id): t for t, (episode, turn) in enumerate(zip(turns.episode.tolist(), turns.turn, strict=True))}
+    forks = np.array([episode.fork_of is not None for episode in batch.episodes], np.bool_)
+    of_forks = np.flatnonzero(forks[turns.episode]).tolist() if len(turns) else []
+    place = {(int(turns.episode[t]), turns.turn[t].id): t for t in of_forks}
     parents = {episode.id: episode for group in batch.groups for episode in group.episodes}
     cuts: dict[tuple[str, int], int] = {}
     found: list[tuple[int, int, int]] = []

@@ -33,6 +33,8 @@ _Place: TypeAlias = tuple[int, int]
 """(index of an episode, place of a turn in it)."""
 _Piece: TypeAlias = tuple[Turn, int]
 """(the turn in which tokens were drawn, the first of them)."""
+_Split: TypeAlias = dict[tuple[str, int], list[tuple[int, int]]]
+"""Turns of one tree in which a leaf goes on anew, by id and seed -> (seed of who drew it, first token) of each stretch."""
 _Memo: TypeAlias = dict[tuple[str, str], tuple[_Piece, ...]]
 """What is known already of (episode, turn)."""
 
@@ -80,9 +82,10 @@ class Forest:
             at, begun, split = -1 - tree[leaf], len(nodes), cuts.get(tree[leaf])
             for place, turn in enumerate(episode.turns):
                 name, seed = turn.id, turn.seed
-                if split and ((name, seed) in split or turn.forced):
-                    parts = list(_parts(drawn.get((leaf, place), ((turn, 0),)), split))
-                    several[leaf, place] = tuple(start for _, start in parts)
+                if split and (turn.forced or (name, seed) in split):
+                    pieces = drawn.get((leaf, place))
+                    parts = split.get((name, seed), [(seed, 0)]) if pieces is None else _parts(pieces, split)
+                    several[leaf, place] = tuple([start for _, start in parts])
                     for drawer, _ in parts[:-1]:
                         at = numbers.setdefault((at, name, drawer), len(numbers))
                         nodes.append(at)
@@ -316,7 +319,7 @@ def _goes_on(turn: Turn, episode: Episode, of: Turn, parent: Episode) -> bool:
 
 def _cuts(
     episodes: Sequence[Episode], tree: Sequence[int], known: Known
-) -> tuple[dict[_Place, tuple[_Piece, ...]], dict[int, dict[tuple[str, int], set[int]]]]:
+) -> tuple[dict[_Place, tuple[_Piece, ...]], dict[int, _Split]]:
     """The turns that inherit, with their pieces; and by tree, id and seed the places inside turns where a leaf goes on anew."""
     found: dict[_Place, tuple[_Piece, ...]] = {}
     cuts: dict[int, dict[tuple[str, int], set[int]]] = {}
@@ -327,16 +330,20 @@ def _cuts(
                 found[leaf, place] = pieces = _pieces(turn, episode, known, memo)
                 for (drawn, _), (_, start) in pairwise(pieces):
                     cuts.setdefault(tree[leaf], {}).setdefault((turn.id, drawn.seed), set()).add(start)
-    return found, cuts
+    whole = {
+        number: {key: [(key[1], start) for start in sorted({0, *starts})] for key, starts in inside.items()}
+        for number, inside in cuts.items()
+    }
+    return found, whole
 
 
-def _parts(pieces: Sequence[_Piece], cuts: Mapping[tuple[str, int], set[int]]) -> Iterator[tuple[int, int]]:
-    """(seed of who drew it, first token) of each stretch of a turn: its pieces, cut where a leaf goes on anew inside them."""
+def _parts(pieces: Sequence[_Piece], split: _Split) -> list[tuple[int, int]]:
+    """The stretches of a turn: its pieces, cut where a leaf goes on anew inside them."""
+    found: list[tuple[int, int]] = []
     for drawn, start, end in _ranges(pieces):
-        yield drawn.seed, start
-        for cut in sorted(cuts.get((drawn.id, drawn.seed), ())):
-            if start < cut < end:
-                yield drawn.seed, cut
+        inside = split.get((drawn.id, drawn.seed), ())
+        found += [(drawn.seed, start), *(part for part in inside if start < part[1] < end)]
+    return found
 
 
 def _root(episode: Episode, known: Known) -> str:
