@@ -11,7 +11,7 @@ NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000
 BIND, RECURSIVE, PRIVATE, NO_SETUID, NO_DEVICES = 0x1000, 0x4000, 0x40000, 0x2, 0x4
 PARENT_DIED, CHILD_SUBREAPER = 1, 36
 FIRST_USER = 200_000
-"""Slot n runs as user FIRST_USER + n, where the launcher may choose: users of no one, and none starves another."""
+SLOTS = 1 << 14
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,17 +64,23 @@ def seclude() -> str:
     return ""
 
 
-def chooses_users() -> bool:
-    """Whether this process may become any user: root of the machine, not of a namespace with itself alone in it."""
-    return Path("/proc/self/uid_map").read_text().split()[2] > "1"
+def first_user() -> int:
+    """Slot n runs as this user + n: users of no one, so that none starves another. 0: this process cannot become another.
+
+    `OSError` if it is the machine's root and can be nobody else: as root, /proc/sys would lie open.
+    """
+    begin, outside, count = map(int, Path("/proc/self/uid_map").read_text().splitlines()[0].split())
+    if count >= 2 * FIRST_USER:
+        return FIRST_USER
+    if count > SLOTS:
+        return begin + count - SLOTS
+    if begin == outside == 0:
+        raise PermissionError("this root has no other users to give the sandboxes; map 65536 of them into its namespace")
+    return 0
 
 
-def become_nobody(slot: int) -> None:
-    """The slot's own user and group, and no other groups; where that cannot be chosen, it stays who it is."""
-    if many_users:
-        os.setgroups([])
-        os.setresgid(FIRST_USER + slot, FIRST_USER + slot, FIRST_USER + slot)
-        os.setresuid(FIRST_USER + slot, FIRST_USER + slot, FIRST_USER + slot)
-
-
-many_users = False
+def become(user: int) -> None:
+    """That user and group, and no other groups."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)

@@ -127,7 +127,8 @@ class Launcher:
             for fd in (control, said):
                 os.set_inheritable(fd, True)
             argv = self._stage.command(home, control, said)
-            kernel.become_nobody(asked["start"])
+            if self._stage.first_user:
+                kernel.become(self._stage.first_user + asked["start"])
             os.execve(argv[0], argv, {})
         except OSError as error:
             os.write(2, f"{error}\n".encode())
@@ -192,6 +193,7 @@ def _reaped() -> bool:
 
 def main(fd: int) -> None:
     """`python -I -S -c "...; main(FD)"`, whose parent is the host."""
+    os.set_inheritable(fd, False)
     kernel.die_with_parent()
     kernel.adopt_orphans()
     launcher = Launcher(socket.socket(fileno=fd))

@@ -150,7 +150,18 @@ def _kilobytes(path: str, keys: tuple[bytes, ...]) -> int:
 def limit(limits: Mapping[str, int]) -> None:
     """Sets hard limits, by the names of `resource` without RLIMIT_; CPU gets a second between its signal and its end."""
     for name, most in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most + (name == "CPU")))
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard < 0 else min(most, hard)
+        resource.setrlimit(kind, (most, most + 1 if name == "CPU" and hard < 0 else most))
+
+
+def close_all_but(*kept: int) -> None:
+    """Whatever else this process inherited."""
+    edges = sorted({-1, *kept, 1 << 16})
+    for low, high in zip(edges, edges[1:], strict=False):
+        if high > low + 1:  # an empty range would be taken for everything
+            os.closerange(low + 1, high)
 
 
 def begin(control: int, streams: tuple[int, int, int], limits: Mapping[str, int]) -> None:

@@ -7,6 +7,7 @@ import __future__
 import _ast
 import _signal
 import atexit
+import builtins
 import os
 import sys
 from types import CodeType, ModuleType, TracebackType
@@ -47,7 +48,7 @@ class Repl:
         self._flags = 0
         sys.path[:] = ["", *paths, *sys.path]
         sys.argv = [""]
-        self._names["__builtins__"]["exit"] = self._names["__builtins__"]["quit"] = sys.exit
+        vars(builtins).update(exit=sys.exit, quit=sys.exit)  # `site` would have made them
 
     def compiled(self, source: str) -> list[CodeType]:
         tree: Any = compile(source, NAME, "exec", ONLY_AST | self._flags, dont_inherit=True)

@@ -15,7 +15,7 @@ import time
 from typing import Any, NoReturn
 
 from agentrl_sandboxes.process.inside import files, repl
-from agentrl_sandboxes.process.inside.processes import Children, Ended, adopt_orphans, become, begin, closed_to_others
+from agentrl_sandboxes.process.inside.processes import Children, Ended, adopt_orphans, become, begin, close_all_but, closed_to_others
 
 TICK = 0.05
 """Seconds between two looks at the clock, the orphans and, where no cgroup bounds it, the memory."""
@@ -95,18 +95,14 @@ class Interpreter:
         nothing = os.open(os.devnull, os.O_RDONLY)
         self.pid = children.fork()
         if not self.pid:
-            try:
+            with repl.Shown():
                 begin(control, (nothing, self.out.end, self.err.end), setup["limits"])
-                commands, answers = os.dup(commands), os.dup(answers)  # in this order neither is in the other's way
-                os.dup2(commands, 3, inheritable=False)
-                os.dup2(answers, 4, inheritable=False)
-                os.closerange(5, 1 << 16)
+                close_all_but(0, 1, 2, commands, answers)
                 os.chdir(setup["work"])
                 os.environ.clear()
                 os.environ.update(setup["env"])
-                repl.serve(3, 4, setup["paths"])
-            finally:
-                os._exit(70)
+                repl.serve(commands, answers, setup["paths"])
+            os._exit(70)
         for fd in (commands, answers, nothing):
             os.close(fd)
         self.died = os.pidfd_open(self.pid)
@@ -159,6 +155,7 @@ class Runner:
 
     def serve(self) -> NoReturn:
         os.set_inheritable(self.control, False)
+        close_all_but(0, 1, 2, self.control)
         closed_to_others(True)
         if os.getpid() != 1:
             adopt_orphans()
