@@ -20,6 +20,7 @@ from agentrl.objectives.contract import Objective
 from agentrl.probes.contract import Gauge, Probe
 from agentrl.rollout import Independent, RolloutPlan
 from agentrl.rollout.contract import PlaysReference
+from agentrl.sandbox import SandboxSpec
 from agentrl.tasks.contract import TaskSource
 from agentrl.transforms.contract import RewardTransform
 from agentrl.workflow import OutputT, TaskT, Workflow
@@ -80,6 +81,8 @@ class Experiment(Generic[TaskT, OutputT]):
     """What learns the values that an estimator such as GAE reads (`docs/credit.md`)."""
     objective: Objective = field(default_factory=Clipped)
     engine: EngineSpec = field(default_factory=Local)
+    sandbox: SandboxSpec | None = None
+    """Where what a model wrote is run: `team.sandbox()`."""
     steps: int = 100
     tasks_per_step: int = 8
     max_staleness: int = 0

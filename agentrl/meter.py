@@ -124,10 +124,12 @@ class Meter:
 def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Means over the finished episodes of these groups, and what became of the others, by cause.
 
-    Episodes of a reference are paid for and can be lost like any other, and are in no mean of the policy's.
+    Episodes of a reference are paid for and can be lost like any other, and are in no mean of the policy's; nor are those that
+    a rollout plan stopped, which have no outcome.
     """
     episodes = [episode for group in groups for episode in group.episodes]
-    finished = [episode for group in groups for episode in group.finished if episode.source != "reference"]
+    ours = [episode for group in groups for episode in group.finished if episode.source != "reference"]
+    finished = [episode for episode in ours if episode.status != "stopped"]
     measured = [episode for group in groups for episode in group.finished if episode.source == "reference"]
     count = max(1, len(finished))
     stops = Counter(reason for episode in finished for _, reason in episode.stops)
@@ -150,6 +152,7 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "cache_hit_rate": cached / max(1, prompts),
         "episodes/done": float(len(finished)),
         "episodes/lost": float(sum(max(group.wanted, len(group.episodes)) - len(group.finished) for group in groups)),
+        "episodes/stopped": float(len(ours) - len(finished)),
         "episodes/reset": float(sum(begins_inside(episode) for episode in finished)),
         "groups/short": float(sum(1 for group in groups if len(group.finished) < group.wanted)),
         "episodes/seconds_p50": percentile(seconds, 0.5),

@@ -47,7 +47,8 @@ def prepare(experiment: Experiment[Any, Any], groups: Sequence[Group], learners:
     if not isinstance(critic, Valuer) or estimator is None:
         batch, credit = _assign(experiment, groups)
         return Prepared({name: to_rows(batch, credit, name) for name in learners}, (), credit.metrics)
-    whole = to_batch(groups, policies=_learning(experiment), train_overlong=True)  # credit looks at episodes that are too long to be trained as well
+    # credit looks at episodes that are too long to be trained, as well
+    whole = to_batch(groups, policies=_learning(experiment), train_overlong=True)
     values = critic.values(critic_rows(whole, np.zeros(len(whole.turns)), critic.sees), estimator.over)
     columns = {(row.episode.id, each.turn.id): each.advantage for row in values for each in row.trained}
     batch, credit = _assign(experiment, with_values(groups, columns))

@@ -122,7 +122,7 @@ class Session(Protocol):
 
     async def exec(self, command: Command) -> Ran: ...
 
-    async def python(self, code: str, timeout: float | None = None) -> Ran:
+    async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - what times out is a result
         """Runs code in the session's one Python, whose names last. The value of a last expression is printed as a REPL does.
 
         An exception is status 1, with its traceback on stderr; `exit(n)` is status n and begins the names anew, as does a

@@ -186,7 +186,9 @@ def _largest(found: Comparison, count: int, full: bool) -> Iterator[str]:
         return
     yield f"{'turns that differ most' if found.second is not None else 'largest'}: {len(largest)}"
     width = max(60, shutil.get_terminal_size((120, 24)).columns)
-    rewards = {group.id: [episode.reward for episode in group.finished] for group in found.groups}
+    rewards = {
+        group.id: [episode.reward for episode in group.finished if episode.source != "reference"] for group in found.groups
+    }
     episode_of = found.episode.tolist()
     agents = max(len(visible(found.turns[t].agent)) for t in largest) + 4
     second = "" if found.second is None else f"{'against':>10}{'difference':>12}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -62,14 +63,12 @@ class ForeignForward:
 def scored_paths(microbatch: Microbatch) -> Iterator[tuple[Ints, Ints, Ints]]:
     """Of each path that has some: its ids, the places on it at which something is scored, and which scored tokens these are.
 
-    A token that several paths share is scored on the one that computes it.
+    A token that several paths share is scored on the one that adds it.
     """
-    slot_of = microbatch.slots[microbatch.scored_at]
-    base = 0
-    for bucket in microbatch.buckets:
-        for line in bucket.tokens.reshape(bucket.paths, bucket.length):
-            scored = np.flatnonzero((slot_of >= base) & (slot_of < base + bucket.length))
-            if len(scored):
-                places = slot_of[scored] - base
-                yield microbatch.ids[line[: places.max() + 1]], places, scored
-            base += bucket.length
+    order = np.argsort(microbatch.scored_at, kind="stable")
+    bounds = np.searchsorted(microbatch.scored_at[order], microbatch.pieces)
+    for piece, (first, last) in enumerate(pairwise(bounds.tolist())):
+        if first < last:
+            scored = order[first:last]
+            places = microbatch.positions[microbatch.scored_at[scored]]
+            yield microbatch.ids[microbatch.path(piece)[: places[-1] + 1]], places, scored

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agentrl.learning.kernels import Collect, Spread, TokenLogprobs
+from agentrl.learning.attention import PathAttention
+from agentrl.learning.kernels import TokenLogprobs
 from agentrl.learning.packing import Microbatch
 from agentrl.transformer.adapter import UP
 from agentrl.transformer.config import ModelConfig
@@ -65,39 +66,6 @@ class PackedForward:
     def score_with_entropy(self, tensors: Mapping[str, Tensor], microbatch: Microbatch) -> tuple[Tensor, Tensor]:
         """See `Forward`."""
         return score_with_entropy(self._config, tensors, microbatch)
-
-
-class PathAttention:
-    """`Attend` over packed paths: each token sees the tokens before it on its path.
-
-    A path attends as a row of its own, padded with a few others of nearly its length, under the plain causal mask: padding
-    stands behind every real token, so nothing sees it. A token that several paths share is computed as part of the first
-    and lends its key and value to the rest.
-    """
-
-    def __init__(self, microbatch: Microbatch) -> None:
-        self._shapes = [(bucket.paths, bucket.length) for bucket in microbatch.buckets]
-        self._tokens = torch.cat([torch.from_numpy(bucket.tokens) for bucket in microbatch.buckets])
-        self._slots = torch.from_numpy(microbatch.slots)
-        slots, tokens = microbatch.extra
-        self._extra = (torch.from_numpy(slots), torch.from_numpy(tokens)) if len(slots) else None
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[T, heads, d] and twice [T, kv_heads, d] to [T, heads, d]."""
-        del layer
-        sizes = [paths * length for paths, length in self._shapes]
-        queries = self._spread(q, None).split(sizes)
-        keys, values = (self._spread(x, self._extra).split(sizes) for x in (k, v))
-        mixed: list[Tensor] = []
-        for shape, *parts in zip(self._shapes, queries, keys, values, strict=True):
-            query, key, value = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
-            grouped = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-            mixed.append(out.transpose(1, 2).flatten(0, 1))
-        return Collect.apply(torch.cat(mixed) if len(mixed) > 1 else mixed[0], self._slots)
-
-    def _spread(self, x: Tensor, extra: tuple[Tensor, Tensor] | None) -> Tensor:
-        return Spread.apply(x, self._tokens, self._slots, extra)
 
 
 def score(config: ModelConfig, tensors: Mapping[str, Tensor], microbatch: Microbatch) -> Tensor:

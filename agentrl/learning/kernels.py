@@ -19,40 +19,6 @@ LEAST_ROWS = 64
 """A chunk has at least as many rows, for the matrix is read once for each chunk."""
 
 
-class Spread(torch.autograd.Function):
-    """x [T, ...] to slots [S, ...]: a token stands in every slot that wants it. `extra` slots add to the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tensor, slots: Tensor, extra: tuple[Tensor, Tensor] | None) -> Tensor:
-        """`tokens` [S] gives the token of each slot; `slots` [T] the one slot of each token that is not extra."""
-        ctx.slots, ctx.extra = slots, extra
-        return x.index_select(0, tokens)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Sums the gradients of a token's slots; those of padding are dropped."""
-        grad = grads[0].index_select(0, ctx.slots)
-        if ctx.extra is not None:
-            slots, tokens = ctx.extra
-            grad.index_add_(0, tokens, grads[0].index_select(0, slots))
-        return grad, None, None, None
-
-
-class Collect(torch.autograd.Function):
-    """Slots [S, ...] to x [T, ...]: the value of each token from its one slot."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, slots: Tensor) -> Tensor:
-        """`slots` [T] are all different."""
-        ctx.slots, ctx.shape = slots, values.shape
-        return values.index_select(0, slots)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Zero for slots that nobody reads."""
-        return grads[0].new_zeros(ctx.shape).index_copy_(0, ctx.slots, grads[0]), None
-
-
 class TokenLogprobs(torch.autograd.Function):
     """log softmax(hidden W^T / temperature) at one target a row: [U, d], [V, d], [U], [U] to [U].
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -29,8 +30,6 @@ Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 REFERENCE = "reference"
 """Name of a turn's column of reference log-probs."""
-BUCKET_GROWTH = 1.3
-"""Paths are padded together as long as the longest has at most this many times the tokens of the shortest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,33 +52,41 @@ class EntryColumns:
         return len(self.path)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Bucket:
-    """Paths padded to one length for attention: `paths` x `length` slots."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """All of the tokens `queries` see all of the tokens `keys`."""
 
-    paths: int
-    length: int
-    tokens: Ints
-    """The token in each slot; padding slots hold token 0, whose value never reaches a result."""
+    queries: slice
+    keys: slice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Microbatch:
-    """T tokens computed together, and what is scored of them."""
+    """T tokens computed together, and what is scored of them.
+
+    Each path adds its own piece to those before it. A token sees the tokens before it in its piece, and those of the blocks
+    that have it among their queries; these are all before it on its path, each once.
+    """
 
     ids: Ints
     positions: Ints
-    buckets: tuple[Bucket, ...]
-    slots: Ints
-    """(T,) the slot in which each token's attention is computed."""
-    extra: tuple[Ints, Ints]
-    """(slots, tokens) of all further slots in which a shared token stands, as key and value only."""
+    pieces: Ints
+    """Piece i stands at [pieces[i], pieces[i + 1])."""
+    blocks: tuple[Block, ...]
     scored_at: Ints
     """(U,) the token that predicts each scored token."""
     targets: Ints
     temperatures: Floats
     idle: bool
     """Whether no row in it has an advantage other than 0."""
+
+    def path(self, piece: int) -> Ints:
+        """The tokens from the root to the end of a piece."""
+        start, end = self.pieces[piece : piece + 2].tolist()
+        seen = [
+            (block.keys.start, block.keys.stop) for block in self.blocks if block.queries.start <= start < block.queries.stop
+        ]
+        return np.concatenate([np.arange(*part) for part in (*sorted(seen), (start, end))])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +104,7 @@ class Plan:
         return sum(len(microbatch.ids) for microbatch in self.microbatches)
 
 
-def plan(rows: Sequence[Row], budget: int, growth: float = BUCKET_GROWTH, *, idle_apart: bool = False) -> Plan:
+def plan(rows: Sequence[Row], budget: int, *, idle_apart: bool = False) -> Plan:
     """Lays out the rows in microbatches of at most `budget` unique tokens (a longer path stands alone).
 
     With `idle_apart`, rows whose advantages are all 0 come after the others, in microbatches of their own.
@@ -113,7 +120,7 @@ def plan(rows: Sequence[Row], budget: int, growth: float = BUCKET_GROWTH, *, idl
     for part in parts:
         for members, shared in _split(paths, part, budget):
             idle = not live[members].any()
-            microbatch, chosen, where = _pack(entries, paths, members, shared, growth, idle)
+            microbatch, chosen, where = _pack(entries, paths, members, shared, idle)
             scored[chosen] = where + before
             before += len(microbatch.targets)
             microbatches.append(microbatch)
@@ -197,12 +204,11 @@ def _joined(parts: Sequence[npt.NDArray[Any]]) -> Floats:
 
 
 def _split(paths: Sequence[IntArray], part: Sequence[int], budget: int) -> Iterator[tuple[list[int], list[int]]]:
-    """For each microbatch its paths in sorted order, and how many tokens each shares with the one before it there."""
-    order = sorted(part, key=lambda path: paths[path].astype(">i4").tobytes())
+    """For each microbatch its paths in the order of the tree, and how many tokens each shares with the one before it there."""
     members: list[int] = []
     shared: list[int] = []
     total = 0
-    for path in order:
+    for path in _tree_order(paths, part):
         common = _common_prefix(paths[members[-1]], paths[path]) if members else 0
         if members and total + len(paths[path]) - common > budget:
             yield members, shared
@@ -214,6 +220,27 @@ def _split(paths: Sequence[IntArray], part: Sequence[int], budget: int) -> Itera
         yield members, shared
 
 
+def _tree_order(paths: Sequence[IntArray], part: Sequence[int]) -> list[int]:
+    """Paths that share more stand nearer; of the branches at a fork the one with the longest path comes first.
+
+    So a path shares most with the one before it, and long trunks are one piece.
+    """
+    ordered = sorted(part, key=lambda path: paths[path].astype(">i4").tobytes())
+    lengths = np.array([len(paths[path]) for path in ordered])
+    common = np.array([0, *(_common_prefix(paths[a], paths[b]) for a, b in pairwise(ordered))])
+    result: list[int] = []
+    waiting = [(0, len(ordered))] if ordered else []
+    while waiting:
+        start, end = waiting.pop()
+        if end - start == 1:
+            result.append(ordered[start])
+            continue
+        inside = common[start + 1 : end]
+        forks = [start, *(np.flatnonzero(inside == inside.min()) + start + 1).tolist(), end]
+        waiting.extend(sorted(pairwise(forks), key=lambda branch: int(lengths[branch[0] : branch[1]].max())))
+    return result
+
+
 def _common_prefix(one: IntArray, other: IntArray) -> int:
     length = min(len(one), len(other))
     differs = one[:length] != other[:length]
@@ -221,35 +248,22 @@ def _common_prefix(one: IntArray, other: IntArray) -> int:
 
 
 def _pack(
-    entries: EntryColumns,
-    paths: Sequence[IntArray],
-    members: Sequence[int],
-    shared: Sequence[int],
-    growth: float,
-    idle: bool,
+    entries: EntryColumns, paths: Sequence[IntArray], members: Sequence[int], shared: Sequence[int], idle: bool
 ) -> tuple[Microbatch, Ints, Ints]:
     """A microbatch, the entries that it scores, and where among its scored tokens each of them stands."""
-    tokens: dict[int, Ints] = {}  # path -> the token at each of its places
-    count = 0
-    own = [len(paths[path]) - common for path, common in zip(members, shared, strict=True)]
-    for at, (path, common) in enumerate(zip(members, shared, strict=True)):
-        inherited = tokens[members[at - 1]][:common] if common else np.zeros(0, np.int64)
-        tokens[path] = np.concatenate((inherited, np.arange(count, count + own[at])))
-        count += own[at]
-    buckets, slots, extra = _buckets(members, shared, tokens, count, growth)
+    pieces, blocks, tokens = _ancestry([len(paths[path]) for path in members], shared)
     first = np.searchsorted(entries.path, members)
     last = np.searchsorted(entries.path, members, side="right")
     chosen = np.concatenate([np.arange(start, end) for start, end in zip(first, last, strict=True)])
-    at = np.concatenate([tokens[path][entries.position[a:b] - 1] for path, a, b in zip(members, first, last, strict=True)])
+    at = np.concatenate([own[entries.position[a:b] - 1] for own, a, b in zip(tokens, first, last, strict=True)])
     temperatures, warmth = np.unique(entries.temperature[chosen], return_inverse=True)
     key = (at * len(temperatures) + warmth) * (int(entries.target.max()) + 1) + entries.target[chosen]
     _, unique, where = np.unique(key, return_index=True, return_inverse=True)
     microbatch = Microbatch(
         ids=np.concatenate([paths[path][common:] for path, common in zip(members, shared, strict=True)]).astype(np.int64),
         positions=np.concatenate([np.arange(common, len(paths[path])) for path, common in zip(members, shared, strict=True)]),
-        buckets=buckets,
-        slots=slots,
-        extra=extra,
+        pieces=pieces,
+        blocks=blocks,
         scored_at=at[unique],
         targets=entries.target[chosen][unique],
         temperatures=entries.temperature[chosen][unique],
@@ -258,30 +272,28 @@ def _pack(
     return microbatch, chosen, where.reshape(-1)
 
 
-def _buckets(
-    members: Sequence[int], shared: Sequence[int], tokens: dict[int, Ints], count: int, growth: float
-) -> tuple[tuple[Bucket, ...], Ints, tuple[Ints, Ints]]:
-    """Pads paths of nearly equal length together. A path that adds no token has nothing to compute and no slots."""
-    adding = [(path, common) for path, common in zip(members, shared, strict=True) if len(tokens[path]) > common]
-    adding.sort(key=lambda item: len(tokens[item[0]]))
-    slots = np.zeros(count, dtype=np.int64)
-    extra_slots: list[Ints] = [np.zeros(0, np.int64)]
-    extra_tokens: list[Ints] = [np.zeros(0, np.int64)]
-    buckets: list[Bucket] = []
-    base = 0
-    while adding:
-        limit = len(tokens[adding[0][0]]) * growth
-        size = sum(len(tokens[path]) <= limit for path, _ in adding)
-        length = len(tokens[adding[size - 1][0]])
-        block = np.zeros((size, length), dtype=np.int64)
-        for line, (path, common) in enumerate(adding[:size]):
-            places = tokens[path]
-            start = base + line * length
-            block[line, : len(places)] = places
-            slots[places[common:]] = np.arange(start + common, start + len(places))
-            extra_slots.append(np.arange(start, start + common))
-            extra_tokens.append(places[:common])
-        buckets.append(Bucket(size, length, block.reshape(-1)))
-        base += size * length
-        adding = adding[size:]
-    return tuple(buckets), slots, (np.concatenate(extra_slots), np.concatenate(extra_tokens))
+def _ancestry(lengths: Sequence[int], shared: Sequence[int]) -> tuple[Ints, tuple[Block, ...], list[Ints]]:
+    """Pieces and blocks of paths in the order of the tree, and of each path the tokens at its places.
+
+    A path sees parts of earlier pieces, root first. As long as the paths that follow see the same part, their pieces are the
+    queries of one block.
+    """
+    seen: list[tuple[int, int, int]] = []  # start and end of the part, and the first token that sees it
+    blocks: list[Block] = []
+    pieces, tokens = [0], [np.zeros(0, np.int64)]
+    for length, common in zip(lengths, shared, strict=True):
+        count, depth = pieces[-1], len(tokens[-1])
+        while depth > common:
+            start, end, query = seen.pop()
+            if query < count:
+                blocks.append(Block(slice(query, count), slice(start, end)))
+            depth -= end - start
+            if depth < common:
+                seen.append((start, start + common - depth, count))
+                depth = common
+        tokens.append(np.concatenate((tokens[-1][:common], np.arange(count, count + length - common))))
+        if length > common:
+            pieces.append(count + length - common)
+            seen.append((count, pieces[-1], pieces[-1]))
+    blocks.extend(Block(slice(query, pieces[-1]), slice(start, end)) for start, end, query in seen if query < pieces[-1])
+    return np.array(pieces), tuple(blocks), tokens[1:]

@@ -34,6 +34,7 @@ class Backtrack:
     opening: str = "<tool_call>"
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ class Candidates:
     alpha: float = 1.0
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

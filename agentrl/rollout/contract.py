@@ -111,7 +111,9 @@ class RolloutPlan(Protocol):
     forks: ClassVar[bool]
     """Whether its episodes share turns."""
     whole: ClassVar[bool]
-    """Whether every episode runs to its own end and a group has exactly `size`; else some are stopped, `size` is the most."""
+    """Whether every episode runs to its own end; else some are stopped."""
+    exact: ClassVar[bool]
+    """Whether a group has `size` episodes in any case; else that is the most."""
     columns: ClassVar[tuple[str, ...]]
     """Per-token columns that are recorded with every sampled turn, such as "entropy"; `needs` refuses an engine without."""
 

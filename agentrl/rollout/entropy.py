@@ -46,6 +46,7 @@ class EntropyTree:
     threshold: float = 0.5
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = (ENTROPY,)
 
     def __post_init__(self) -> None:

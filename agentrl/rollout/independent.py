@@ -19,6 +19,7 @@ class Independent:
     size: int = 8
     forks: ClassVar[bool] = False
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class MonteCarlo:
     certain: float = 0.9
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

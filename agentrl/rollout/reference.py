@@ -28,13 +28,14 @@ class Referenced:
     refresh: int = 0
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("refresh", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"Referenced: {name} must be >= {least}, got {getattr(self, name)}")
-        if self.plan.columns or not self.plan.whole or isinstance(self.plan, Referenced):
+        if self.plan.columns or not (self.plan.whole and self.plan.exact) or isinstance(self.plan, Referenced):
             raise UserError(
                 f"Referenced takes a plan of whole rollouts that needs no columns, got {type(self.plan).__name__}; "
                 "--set rollout.plan=independent"

@@ -39,6 +39,7 @@ class DatasetReset:
     least: float | None = None
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -51,6 +51,7 @@ class SegmentTree:
     distinct: float = 0.5
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ class FixedTree:
     segment: int = 600
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

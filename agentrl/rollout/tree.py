@@ -29,6 +29,7 @@ class RandomTree:
     rounds: int = 1
     forks: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

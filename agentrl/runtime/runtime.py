@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,26 +22,27 @@ from typing import Any, Generic
 from agentrl.effect import Effect, EffectKey, derive_seed
 from agentrl.engines.contract import Engine
 from agentrl.engines.specs import own_renderer
-from agentrl.episode import FINISHED, Episode, Group, Reward, Sampling, Source, Turn
+from agentrl.episode import FINISHED, Episode, Group, Reward, Source, Turn
 from agentrl.errors import UserError
-from agentrl.experiment import Experiment, Policy
+from agentrl.experiment import Experiment
 from agentrl.probes.contract import Gauge
 from agentrl.rendering.contract import Renderer
-from agentrl.runtime.demonstrations import SPLIT, Demonstration, Demonstrations, Recital, reciting
-from agentrl.runtime.execution import Execution, Program, Surroundings
+from agentrl.runtime.cast import Cast
+from agentrl.runtime.demonstrations import SPLIT, Demonstration, Demonstrations
+from agentrl.runtime.execution import Execution, Surroundings
 from agentrl.runtime.line import Line, ReadLine
 from agentrl.runtime.onetask import OneTask
 from agentrl.runtime.policies import models_of, open_renderer
 from agentrl.runtime.probing import probe
 from agentrl.runtime.record import EDITED
 from agentrl.runtime.references import OneAtATime, References, check_tokenizers, copy_of
+from agentrl.runtime.sandboxes import Sandboxes
 from agentrl.runtime.scope import EffectTasks
 from agentrl.runtime.threads import DaemonThreads
 from agentrl.runtime.turnstile import Turnstile
 from agentrl.store.contract import EpisodeHead, EpisodeTail, Store
 from agentrl.store.fold import fold
-from agentrl.team import Seat, Team
-from agentrl.workflow import OutputT, TaskT, World, task_as_json
+from agentrl.workflow import OutputT, TaskT, task_as_json
 
 
 class Runtime(Generic[TaskT, OutputT]):
@@ -91,18 +92,16 @@ class Runtime(Generic[TaskT, OutputT]):
         for name, columns in wanted.items():
             if absent := sorted({*columns} - engine.info.offers.columns):
                 raise UserError(f"{name} needs {', '.join(absent)} of every token, which this engine does not give")
-        self._columns = tuple({column for columns in wanted.values() for column in columns})
+        asked = tuple({column for columns in wanted.values() for column in columns})
         self._threads = DaemonThreads()
         self._stack.callback(self._threads.close)
         tasks = await self._stack.enter_async_context(EffectTasks(experiment.limits.grace))
         self._around = Surroundings(tasks, Turnstile(), self._threads, experiment.limits, self.store)
         self._room = asyncio.Semaphore(experiment.limits.concurrency)
-        cast = {False: experiment.by_role, True: experiment.by_reference if self._plays_reference else experiment.by_role}
-        self._seats = {
-            (reference, greedy): {role: self._seat(policy, greedy) for role, policy in cast[reference].items()}
-            for reference in (False, True)
-            for greedy in (False, True)
-        }
+        self._sandboxes = await self._open_sandboxes()
+        self._cast = Cast(
+            experiment, engine, self.renderers, asked, self._threads, self._sandboxes, reference=self._plays_reference
+        )
         self._known = {head.id: head for head in self.store.heads()} if self.store is not None else {}
         self._references = References(self._known.values())
         self._demonstrations: dict[str, Demonstrations] = {}
@@ -111,6 +110,15 @@ class Runtime(Generic[TaskT, OutputT]):
 
     async def __aexit__(self, *exc: Any) -> None:
         await self._stack.__aexit__(*exc)
+
+    async def _open_sandboxes(self) -> Sandboxes:
+        spec = self.experiment.sandbox
+        backend = None if spec is None else await self._stack.enter_async_context(spec.open())
+        plan = self.experiment.rollout
+        if backend is not None and plan.forks and backend.fork == "none":
+            what = f"{type(plan).__name__} branches, and a sandbox of {type(spec).__name__} cannot go on twice"
+            raise UserError(f"{what}; --set rollout=independent, or another sandbox")
+        return Sandboxes(spec, backend)
 
     @property
     def stored(self) -> Store:
@@ -141,7 +149,7 @@ class Runtime(Generic[TaskT, OutputT]):
     async def group(self, task: TaskT, group: str, *, split: str = "train", step: int = 0) -> Group:
         """The episodes of one task by the experiment's rollout plan. Lost members are in it with their status."""
         plan = self.experiment.rollout
-        wanted = plan.size if plan.whole else 1
+        wanted = plan.size if plan.exact else 1
         episodes = await plan(OneTask(self, task, group, wanted, split, step))
         return Group(group, task, episodes, wanted)
 
@@ -149,7 +157,7 @@ class Runtime(Generic[TaskT, OutputT]):
         """Runs a stored episode again from its record alone; its status is "divergent" if the code asks for something else."""
         strict = tail is not None and tail.status in FINISHED
         around = replace(self._around, log=None)
-        program = self._program(task, head, greedy=head.split == "eval")
+        program = self._cast.program(task, head, greedy=head.split == "eval")
         execution = Execution(head, tuple(record), program, around, mode="replay", strict=strict)
         await execution.run()
         assert execution.episode is not None
@@ -224,7 +232,7 @@ class Runtime(Generic[TaskT, OutputT]):
                 self.store.begin(head)
                 if begins_with:
                     self.store.append(head.id, begins_with)
-            program = self._program(task, head, greedy=greedy, shown=shown)
+            program = self._cast.program(task, head, greedy=greedy, shown=shown)
             execution = Execution(head, record, program, self._around, deadline=deadline, gate=line)
             if line is not None:
                 line.led_by(execution)
@@ -238,6 +246,7 @@ class Runtime(Generic[TaskT, OutputT]):
                     episode, tail = await self._probed(head, effects, tail, episode)
             finally:
                 del self._live[head.id]
+                await self._sandboxes.close(head.id)
             if self.store is not None:
                 self.store.finish(head.id, tail)
             return episode
@@ -364,35 +373,3 @@ class Runtime(Generic[TaskT, OutputT]):
                 head = self._known[head.id] = replace(head, seed=shown.episode.seed)
                 led = await self._execute(head, record, task, deadline=None, greedy=False, shown=shown.behind(record))
             return led if known.usable(shown, led) else None
-
-    def _program(self, task: TaskT, head: EpisodeHead, *, greedy: bool, shown: Demonstration | None = None) -> Program:
-        """What the episode of this head runs: by the seats of its source, and through a demonstration if one is given."""
-        experiment = self.experiment
-        seats = self._seats[head.source == "reference", greedy]
-        if shown is not None:
-            seats = {role: reciting(seat) for role, seat in seats.items()}
-
-        def begin(world: World) -> Coroutine[Any, Any, OutputT]:
-            told = world if shown is None else Recital(world, shown)
-            team = Team(told, experiment.workflow.agents, seats, self._threads.run)
-            return experiment.workflow.function(task, team)
-
-        def reward(output: Any, episode: Episode) -> Any:
-            assert experiment.reward is not None
-            return experiment.reward(task, output, episode)
-
-        return Program(begin, reward if experiment.reward is not None else None, task)
-
-    def _seat(self, policy: Policy, greedy: bool) -> Seat:
-        renderer = self.renderers[policy.name]
-        sampling = Sampling(
-            temperature=0.0 if greedy else policy.temperature,
-            top_k=policy.top_k,
-            top_p=policy.top_p,
-            stop_ids=renderer.stop_ids,
-        )
-        takes_messages = own_renderer(self.experiment.engine, policy.name) is not None
-        columns = () if greedy else self._columns
-        return Seat(
-            policy.name, self.engine, renderer, sampling, self.experiment.limits.engine_retries, takes_messages, columns
-        )

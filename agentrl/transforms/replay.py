@@ -62,14 +62,14 @@ class Replay:
     def __call__(self, group: Group) -> Group:
         """The group, with a success in it if it has none and one is stored; the success has source "replay" and its own id."""
         stored = self.successes.of(group.task)
-        scores = [self._evaluated(episode) for episode in group.finished]
+        ours = [episode for episode in group.finished if episode.source != "reference"]
+        scores = [self._evaluated(episode) for episode in ours]
         replayed = group
         if scores and stored and np.std(scores) < self.std and np.mean(scores) < self.mean:
             success = replace(random.Random(group.id).choice(stored), source="replay")
-            first = group.finished[0]
-            members = tuple(success if episode is first else episode for episode in group.episodes)
+            members = tuple(success if episode is ours[0] else episode for episode in group.episodes)
             replayed = replace(group, episodes=members)
-        pairs = zip(group.finished, scores, strict=True)
+        pairs = zip(ours, scores, strict=True)
         self.successes.add(group.task, (episode for episode, score in pairs if score > self.above))
         return replayed
 

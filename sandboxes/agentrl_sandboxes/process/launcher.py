@@ -3,7 +3,7 @@
 Started with an empty environment and one socket to the host (SOCK_SEQPACKET, one JSON object a packet):
 
     host                                                     launcher
-    the setup                                                {"ready": ...} or {"refused": why}
+    the setup                                                {"cgroup": version, ...} or {"refused": why}
     {"start": slot, ...} and a socket for its process 1
     {"end": slot}                                            {"ended": slot, "notes": what bubblewrap and process 1 said}
 
@@ -63,7 +63,8 @@ class Launcher:
         except (OSError, KeyError) as error:
             return self._tell({"refused": f"the sandboxes' read-only files cannot be laid out: {error!r}"})
         events = self._groups.events if self._groups else ""
-        self._tell({"ready": True, "events": events, "cgroup": self._groups.version if self._groups else 0})
+        version = self._groups.version if self._groups else 0
+        self._tell({"events": events, "cgroup": version, "users": bool(self._stage.first_user)})
         self._poll.register(self._host, select.POLLIN)
         while True:
             for fd, _ in self._poll.poll():
@@ -146,7 +147,10 @@ class Launcher:
     def _look(self, slot: Slot, fd: int) -> None:
         """One of a slot's descriptors spoke: its notes, or the end of bubblewrap or of process 1."""
         if fd == slot.notes:
-            said = os.read(fd, 1 << 16)
+            try:
+                said = os.read(fd, 1 << 16)
+            except BlockingIOError:
+                return
             slot.said = (slot.said + said)[-NOTES:]
             if slot.inner < 0 and b"}" in slot.said:
                 self._found_inner(slot)

@@ -32,9 +32,7 @@ ETC = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
 ETC_SHOWN = ("ld.so.cache", "alternatives")
-START = (
-    f"import sys; sys.path.insert(0, {CODE!r}); from agentrl_sandboxes.process.inside.runner import main; del sys.path[0]; main()"
-)
+START = f"import sys; sys.path.insert(0, {CODE!r}); from agentrl_sandboxes.process.inside.runner import main; del sys.path[0]; main()"
 
 
 class Stage:

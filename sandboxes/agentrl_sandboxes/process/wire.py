@@ -48,7 +48,7 @@ class Wire:
                 late.cancel()
                 self._asked = None
         if words[0] == "error":
-            raise OSError(_number(words, 1), found.decode("utf-8", "backslashreplace"))
+            raise OSError(whole(words, 1), found.decode("utf-8", "backslashreplace"))
         return words[1:], found
 
     def post(self, *head: Any, body: bytes = b"") -> asyncio.Future[tuple[list[str], bytes]]:
@@ -128,11 +128,8 @@ class Wire:
             self._asked.set_result((words[1:], body))
 
 
-def _number(words: list[str], at: int) -> int:
+def whole(words: list[str], at: int) -> int:
     """A whole number that a sandbox said; `SandboxError` if it said something else."""
     if len(words) > at and words[at].lstrip("-").isascii() and words[at].lstrip("-").isdigit() and len(words[at]) < 12:
         return int(words[at])
     raise SandboxError(f"the sandbox's process 1 does not keep to its protocol: {words[:8]}")
-
-
-number = _number

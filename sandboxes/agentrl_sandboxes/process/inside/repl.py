@@ -18,6 +18,9 @@ ENDED_WELL, RAISED = b"\0", b"\1"
 NAME = "<python>"
 
 
+OWN = (lambda: None).__code__.co_filename
+
+
 class Shown:
     """Takes in what the code raises: a traceback goes to stderr as a REPL shows it; `exit` and its like end the process."""
 
@@ -32,7 +35,7 @@ class Shown:
         self.raised = True
         if isinstance(error, SystemExit):
             leave(error.code)
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        while trace is not None and trace.tb_frame.f_code.co_filename == OWN:
             trace = trace.tb_next
         sys.excepthook(kind, error.with_traceback(trace), trace)
         return True

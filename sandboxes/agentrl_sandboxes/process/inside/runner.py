@@ -15,7 +15,15 @@ import time
 from typing import Any, NoReturn
 
 from agentrl_sandboxes.process.inside import files, repl
-from agentrl_sandboxes.process.inside.processes import Children, Ended, adopt_orphans, become, begin, close_all_but, closed_to_others
+from agentrl_sandboxes.process.inside.processes import (
+    Children,
+    Ended,
+    adopt_orphans,
+    become,
+    begin,
+    close_all_but,
+    closed_to_others,
+)
 
 TICK = 0.05
 """Seconds between two looks at the clock, the orphans and, where no cgroup bounds it, the memory."""
