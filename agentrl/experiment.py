@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal
 
@@ -131,17 +131,26 @@ class Experiment(Generic[TaskT, OutputT]):
     @property
     def by_reference(self) -> dict[str, Policy]:
         """The policy of each role where the reference plays every trained one."""
-        played = self.by_role
-        return {role: policy if policy.frozen else self.reference or policy for role, policy in played.items()}
+        reference = self.played_reference
+        return {role: policy if policy.frozen else reference or policy for role, policy in self.by_role.items()}
+
+    @property
+    def played_reference(self) -> Policy | None:
+        """The reference; it reads tool calls as the policies do that it plays, unless it names a parser of its own."""
+        parsers = {policy.parser for policy in self.by_role.values() if not policy.frozen}
+        if self.reference is None or self.reference.parser or len(parsers) != 1:
+            return self.reference
+        return replace(self.reference, parser=parsers.pop())
 
     @property
     def served(self) -> dict[str, Policy]:
         """What an engine serves, by name: `by_name`, and the reference if the rollout plan has it play."""
-        if self.reference is None or not isinstance(self.rollout, PlaysReference):
+        reference = self.played_reference
+        if reference is None or not isinstance(self.rollout, PlaysReference):
             return self.by_name
-        if self.by_name.get(self.reference.name, self.reference) != self.reference:
-            raise UserError(f"two different policies are called {self.reference.name!r}; give the reference another name")
-        return {**self.by_name, self.reference.name: self.reference}
+        if self.by_name.get(reference.name, reference) != reference:
+            raise UserError(f"two different policies are called {reference.name!r}; give the reference another name")
+        return {**self.by_name, reference.name: reference}
 
     @property
     def by_name(self) -> dict[str, Policy]:

@@ -56,7 +56,8 @@ def find() -> Cgroups | None:
     """Makes this process's folders; None where neither version lets it. What ended processes left is removed."""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     by_controller = {name: path for _, names, path in lines for name in names.split(",")}
-    name = f"agentrl-{os.getpid()}-{_began(os.getpid())}"
+    own = os.readlink("/proc/self")
+    name = f"agentrl-{_processes()}-{own}-{_began(own)}"
     memory = _made(ROOT / "memory", by_controller.get("memory"), name, "memory.limit_in_bytes")
     if memory is not None:
         return Cgroups(1, memory, _made(ROOT / "pids", by_controller.get("pids"), name, "cgroup.procs"))
@@ -94,10 +95,15 @@ def _delegated(folder: Path) -> bool:
 
 def _reap(parent: Path) -> None:
     """Removes the folders of launchers that are no more; the start time tells a number that was given out again."""
-    for folder in parent.glob("agentrl-*-*"):
-        _, pid, began = folder.name.split("-")
-        if _began(int(pid)) != int(began):
+    for folder in parent.glob(f"agentrl-{_processes()}-*-*"):
+        pid, began = folder.name.split("-")[2:]
+        if _began(pid) != int(began):
             _remove(folder)
+
+
+def _processes() -> int:
+    """The process namespace, in which alone a number names a process."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _remove(home: Path) -> None:
@@ -108,7 +114,7 @@ def _remove(home: Path) -> None:
             pass
 
 
-def _began(pid: int) -> int:
+def _began(pid: str) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:

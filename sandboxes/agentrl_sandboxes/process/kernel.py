@@ -7,22 +7,18 @@ import os
 import signal
 from pathlib import Path
 
-NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000
+NEW_MOUNTS, NEW_USERS, NEW_PROCESSES = 0x00020000, 0x10000000, 0x20000000
 BIND, RECURSIVE, PRIVATE, NO_SETUID, NO_DEVICES = 0x1000, 0x4000, 0x40000, 0x2, 0x4
-PARENT_DIED, CHILD_SUBREAPER = 1, 36
+PARENT_DIED = 1
+"""PR_SET_PDEATHSIG"""
 FIRST_USER = 200_000
 SLOTS = 1 << 14
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """SIGTERM when the parent dies."""
-    _libc.prctl(PARENT_DIED, int(signal.SIGTERM), 0, 0, 0)
-
-
-def adopt_orphans() -> None:
-    """Processes whose parent died become this one's children, so that their end is seen."""
-    _libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """That signal when the parent dies."""
+    _libc.prctl(PARENT_DIED, int(by), 0, 0, 0)
 
 
 def unshare(flags: int) -> None:
@@ -45,10 +41,13 @@ def _checked(answer: int, what: str) -> None:
 
 
 def seclude() -> str:
-    """Gives this process mounts of its own: as root by itself, else as the root of a user namespace. Else why it cannot."""
+    """Gives this process mounts of its own and its children a process namespace: as root, else as root of a user namespace.
+
+    Why it cannot, if it cannot.
+    """
     user, group = os.getuid(), os.getgid()
     try:
-        unshare(NEW_MOUNTS if not user else NEW_MOUNTS | NEW_USERS)
+        unshare(NEW_MOUNTS | NEW_PROCESSES | (NEW_USERS if user else 0))
         if user:
             Path("/proc/self/uid_map").write_text(f"0 {user} 1")
             Path("/proc/self/setgroups").write_text("deny")
@@ -56,7 +55,7 @@ def seclude() -> str:
         mount("none", "/", None, RECURSIVE | PRIVATE)
     except OSError as error:
         return (
-            f"no mount namespace ({error}) for "
+            f"no namespaces ({error}) for "
             + (f"user {user}: unprivileged user namespaces are off" if user else "root: CAP_SYS_ADMIN is missing")
             + (" (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, " if user else " (")
             + ("kernel.apparmor_restrict_unprivileged_userns=0)" if user else "a container needs --cap-add SYS_ADMIN)")

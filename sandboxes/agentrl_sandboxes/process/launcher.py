@@ -7,7 +7,8 @@ Started with an empty environment and one socket to the host (SOCK_SEQPACKET, on
     {"start": slot, ...} and a socket for its process 1
     {"end": slot}                                            {"ended": slot, "notes": what bubblewrap and process 1 said}
 
-It ends with the host (end of file, or the parent's death) and every sandbox ends with it.
+It is process 1 of a process namespace of its own, below a parent that waits for it: when it ends, however it ends, the kernel
+ends every sandbox, those half begun, too. It ends with the host: at end of file, or by its parent's death.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Slot:
     notes: int
     said: bytes = b""
     inner: int = -1
+    doomed: bool = False
+    """It shall end as soon as process 1 is known: bubblewrap alone, killed too early, would leave it waiting for ever."""
     waiting: set[int] = field(default_factory=set[int])
     """Process descriptors that have not ended."""
 
@@ -44,49 +47,27 @@ class Slot:
 class Launcher:
     """Starts, watches and ends sandboxes, and tells the host when nothing of one is left."""
 
-    def __init__(self, host: socket.socket) -> None:
+    def __init__(self, host: socket.socket, stage: Stage, groups: cgroups.Cgroups | None) -> None:
         self._host = host
+        self._stage = stage
+        self._groups = groups
         self._poll = select.poll()
         self._by_fd: dict[int, Slot] = {}
         self._slots: dict[int, Slot] = {}
-        self._groups: cgroups.Cgroups | None = None
 
     def run(self) -> None:
         """Until the host's end of the socket closes."""
-        setup = json.loads(self._host.recv(LONGEST))
-        refused = kernel.seclude()
-        if refused:
-            return self._tell({"refused": refused})
-        self._groups = cgroups.find()
-        try:
-            self._stage = Stage(setup, watched=self._groups is None)
-        except (OSError, KeyError) as error:
-            return self._tell({"refused": f"the sandboxes' read-only files cannot be laid out: {error!r}"})
-        events = self._groups.events if self._groups else ""
-        version = self._groups.version if self._groups else 0
-        self._tell({"events": events, "cgroup": version, "users": bool(self._stage.first_user)})
         self._poll.register(self._host, select.POLLIN)
         while True:
             for fd, _ in self._poll.poll():
                 if fd == self._host.fileno():
                     if not self._hear():
-                        return None
+                        return
                 elif fd in self._by_fd:
                     self._look(self._by_fd[fd], fd)
 
-    def close(self) -> None:
-        """Ends every sandbox, waits for them and removes the cgroups."""
-        for slot in self._slots.values():
-            self._kill(slot)
-        for fd in [fd for slot in self._slots.values() for fd in slot.waiting]:
-            select.select([fd], [], [], 5)
-        while _reaped():
-            pass
-        if self._groups is not None:
-            self._groups.remove()
-
     def _tell(self, message: dict[str, Any]) -> None:
-        self._host.send(json.dumps(message).encode())
+        tell(self._host, message)
 
     def _hear(self) -> bool:
         packet, fds, _, _ = socket.recv_fds(self._host, LONGEST, 1)
@@ -120,8 +101,6 @@ class Launcher:
         """In the fork: its places, its cgroup, its user; then bubblewrap."""
         os.dup2(said, 2)
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             home = self._stage.home(asked)
             if self._groups is not None:
                 self._groups.enter(asked["start"], asked["memory_mb"], asked["disk_mb"], asked["processes"])
@@ -181,11 +160,19 @@ class Launcher:
             return
         slot.waiting.add(slot.inner)
         self._watch(slot, slot.inner)
+        if slot.doomed:
+            self._kill(slot)
 
     def _kill(self, slot: Slot) -> None:
-        """Process 1, with which the kernel ends all the others of its namespace; before there is one, bubblewrap."""
-        for fd in slot.waiting:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        """Ends process 1, and the kernel with it all the others of its namespace; bubblewrap then ends by itself."""
+        slot.doomed = True
+        if slot.inner in slot.waiting:
+            signal.pidfd_send_signal(slot.inner, signal.SIGKILL)
+
+
+def tell(host: socket.socket, message: dict[str, Any]) -> None:
+    """One packet to the host."""
+    host.send(json.dumps(message).encode())
 
 
 def _reaped() -> bool:
@@ -199,16 +186,36 @@ def main(fd: int) -> None:
     """`python -I -S -c "...; main(FD)"`, whose parent is the host."""
     os.set_inheritable(fd, False)
     kernel.die_with_parent()
-    kernel.adopt_orphans()
-    launcher = Launcher(socket.socket(fileno=fd))
-    signal.signal(signal.SIGTERM, _terminated)
+    host = socket.socket(fileno=fd)
+    setup = json.loads(host.recv(LONGEST))
+    refused = kernel.seclude()
+    if refused:
+        return tell(host, {"refused": refused})
+    groups = cgroups.find()
     try:
-        launcher.run()
-    except (BrokenPipeError, ConnectionResetError):  # the host went without a word
-        pass
-    finally:
-        launcher.close()
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise BrokenPipeError
+        stage = Stage(setup, watched=groups is None)
+    except (OSError, KeyError) as error:
+        return tell(host, {"refused": f"the sandboxes' read-only files cannot be laid out: {error!r}"})
+    launcher = os.fork()  # into the new process namespace, as its first
+    if not launcher:
+        try:
+            kernel.die_with_parent(signal.SIGKILL)
+            tell(
+                host,
+                {
+                    "cgroup": groups.version if groups else 0,
+                    "events": groups.events if groups else "",
+                    "users": bool(stage.first_user),
+                },
+            )
+            Launcher(host, stage, groups).run()
+        except (BrokenPipeError, ConnectionResetError):  # the host went without a word
+            pass
+        finally:
+            os._exit(0)
+    host.close()
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(launcher, signal.SIGKILL))
+    os.waitpid(launcher, 0)
+    if groups is not None:
+        groups.remove()
+    return None
