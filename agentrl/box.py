@@ -69,6 +69,10 @@ class Box:
 
         await self._world.perform(Ask("effect", "sandbox.close", digest_request("sandbox", self.name), self.name, run))
 
+    def secret(self, name: str) -> str:
+        """A word that nothing in the sandbox knows; the same on replay, another in a fork."""
+        return f"{self._world.seed('secret', self.name, name):016x}"
+
     async def exec(
         self,
         command: str | Sequence[str],

@@ -45,7 +45,6 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         "rollout.samples=4",
         "reference=on",
         "reference.model={warm}",
-        "reference.parser=tags",
     ),
 }
 """What each family's run is told on the command line; eight episodes a question in all of them."""

@@ -15,7 +15,12 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=100)
     (wheel,) = tmp_path.glob("agentrl_runtime-*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    homes = {ROOT: "agentrl", ROOT / "tools": "agentrl_tools", ROOT / "workflows": "agentrl_workflows"}
+    homes = {
+        ROOT: "agentrl",
+        ROOT / "tools": "agentrl_tools",
+        ROOT / "sandboxes": "agentrl_sandboxes",
+        ROOT / "workflows": "agentrl_workflows",
+    }
     files = {
         str(path.relative_to(home))
         for home, package in homes.items()

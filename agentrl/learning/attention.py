@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -47,44 +47,65 @@ class PathAttention:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Square:
+class LongPiece:
+    """One piece, in place."""
+
+    tokens: slice
+
+    def take(self, x: Tensor, padding: float | None = None) -> Tensor:
+        """x [T, heads, ...] to [1, heads, length, ...]."""
+        del padding
+        return x[self.tokens].transpose(0, 1)[None]
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """The inverse, into x."""
+        x[self.tokens] = values[0].transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShortPieces:
     """Pieces padded to one length: `pieces` x `length` slots."""
 
     pieces: int
     length: int
-    tokens: Tensor | slice
-    """(S,) of the tokens in slots, one behind the other, without padding."""
-    slots: Tensor | None
-    """(S,) their slots; None if the tokens are a range that fills the slots."""
+    tokens: Tensor
+    """The token in each slot, one piece behind the other; padding holds token 0."""
+    padding: Tensor
+    """The slots that are padding."""
+    slots: Tensor
+    """The others."""
+    own: Tensor
+    """The tokens in those."""
 
-    def take(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """x [T, heads, ...] to [pieces, heads, length, ...], with `fill` in padding."""
-        if self.slots is None:
-            padded = x[self.tokens]
-        else:
-            padded = x.new_full((self.pieces * self.length, *x.shape[1:]), fill)
-            padded.index_copy_(0, self.slots, x[self.tokens])
-        return padded.unflatten(0, (self.pieces, self.length)).transpose(1, 2)
+    def take(self, x: Tensor, padding: float | None = None) -> Tensor:
+        """x [T, heads, ...] to [pieces, heads, length, ...], with `padding`, if given, in the place of token 0."""
+        spread = x.index_select(0, self.tokens)
+        if padding is not None:
+            spread.index_fill_(0, self.padding, padding)
+        return spread.unflatten(0, (self.pieces, self.length)).transpose(1, 2)
 
     def put(self, x: Tensor, values: Tensor) -> None:
         """The inverse, into x; what padding holds is dropped."""
-        flat = values.transpose(1, 2).flatten(0, 1)
-        x[self.tokens] = flat if self.slots is None else flat.index_select(0, self.slots)
+        x.index_copy_(0, self.own, values.transpose(1, 2).flatten(0, 1).index_select(0, self.slots))
+
+
+Square: TypeAlias = LongPiece | ShortPieces
 
 
 def squares(pieces: Ints) -> tuple[Square, ...]:
     """The pieces at [pieces[i], pieces[i + 1])."""
     lengths = np.diff(pieces)
-    found = [Square(1, int(n), slice(int(s), int(s + n)), None) for s, n in zip(pieces, lengths, strict=False) if n >= LONG]
+    found: list[Square] = [LongPiece(slice(int(pieces[i]), int(pieces[i + 1]))) for i in np.flatnonzero(lengths >= LONG)]
     short = np.flatnonzero(lengths < LONG)
     short = short[np.argsort(lengths[short], kind="stable")]
     while len(short):
         size = int(np.searchsorted(lengths[short], lengths[short[0]] * GROWTH, side="right"))
-        length = int(lengths[short[size - 1]])
-        ranges = [np.arange(count) for count in lengths[short[:size]].tolist()]
-        tokens = np.concatenate([at + pieces[piece] for at, piece in zip(ranges, short, strict=False)])
-        slots = np.concatenate([at + line * length for line, at in enumerate(ranges)])
-        found.append(Square(size, length, torch.from_numpy(tokens), torch.from_numpy(slots)))
+        own = lengths[short[:size], None]
+        places = np.arange(own[-1, 0])[None]
+        filled = (places < own).reshape(-1)
+        tokens = np.where(places < own, pieces[short[:size], None] + places, 0).reshape(-1)
+        columns = (tokens, np.flatnonzero(~filled), np.flatnonzero(filled), tokens[filled])
+        found.append(ShortPieces(size, places.size, *(torch.from_numpy(column) for column in columns)))
         short = short[size:]
     return tuple(found)
 
@@ -110,8 +131,9 @@ class _Attention(torch.autograd.Function):
         grad = grads[0]
         d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
         for square in ctx.squares:
-            inputs = (square.take(x) for x in (grad, q, k, v, out))
-            parts = _attend_backward(*inputs, square.take(sums, math.inf), 0.0, True)
+            inputs = (square.take(x) for x in (q, k, v, out))
+            # In padding the gradient is 0 and so are the weights, exp(score - inf), whatever the rest is there.
+            parts = _attend_backward(square.take(grad, 0.0), *inputs, square.take(sums, math.inf), 0.0, True)
             for total, part in zip((d_q, d_k, d_v), parts, strict=True):
                 square.put(total, part)
         for block in ctx.blocks:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agentrl.credit import Credit, to_batch
 from agentrl.episode import Group, Parent
 from agentrl.learning import Row, TrainedTurn, attention, to_rows
-from agentrl.learning.attention import LONG, PathAttention, squares
+from agentrl.learning.attention import LONG, LongPiece, PathAttention, ShortPieces, squares
 from agentrl.learning.forward import score
 from agentrl.learning.local import LocalLearner
 from agentrl.learning.lora import LoRA
@@ -239,8 +239,11 @@ def test_the_longest_branch_goes_on_with_the_piece_before_the_fork(turn, episode
 def test_short_pieces_are_padded_with_others_of_nearly_their_length():
     lengths = np.array([5, 100, 6, LONG, 110, 40, 3 * LONG, 5])
     found = squares(np.cumsum([0, *lengths]))
-    assert sorted((square.pieces, square.length) for square in found) == [(1, 40), (1, LONG), (1, 3 * LONG), (2, 110), (3, 6)]
-    covered = torch.cat([torch.arange(999)[square.tokens] for square in found])
+    long = [square.tokens for square in found if isinstance(square, LongPiece)]
+    short = [square for square in found if isinstance(square, ShortPieces)]
+    assert [tokens.stop - tokens.start for tokens in long] == [LONG, 3 * LONG]
+    assert [(square.pieces, square.length) for square in short] == [(3, 6), (1, 40), (2, 110)]
+    covered = torch.cat([torch.arange(999)[tokens] for tokens in long] + [square.own for square in short])
     assert sorted(covered.tolist()) == list(range(lengths.sum()))
 
 
@@ -253,9 +256,7 @@ def test_without_grouped_heads_in_the_kernel_keys_are_repeated(config, batch_row
 def test_what_stands_in_padding_reaches_no_gradient(batch_rows):
     """Log-sums of several hundred would overflow if padding took part."""
     microbatch = plan(batch_rows, WHOLE).microbatches[0]
-    assert any(
-        square.slots is not None and square.pieces * square.length > len(square.slots) for square in squares(microbatch.pieces)
-    )
+    assert any(isinstance(square, ShortPieces) and len(square.padding) for square in squares(microbatch.pieces))
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(len(microbatch.ids), 2, 8, generator=generator, dtype=torch.float64) for _ in range(3))
     q = (60 * q).requires_grad_()

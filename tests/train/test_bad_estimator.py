@@ -77,8 +77,8 @@ def test_it_is_refused_and_nothing_is_lost(how: str, said: str, warm: Path, tmp_
 
 
 def test_a_run_learns_from_what_transforms_make_of_rewards(warm: Path, tmp_path: Path) -> None:
-    plain = small(warm, steps=1, eval_every=0, checkpoint_every=0)
-    shaped = replace(plain, transforms=(CodeSimilarity(correct=0.3, similarity=alike),))
+    plain = small(warm, steps=1, eval_every=0, checkpoint_every=0, tasks_per_step=6)
+    shaped = replace(plain, transforms=(CodeSimilarity(correct=0.5, similarity=alike),))
     results = [run(experiment, tmp_path / name) for name, experiment in (("plain", plain), ("shaped", shaped))]
     stored = [recorded(result.run) for result in results]
     assert stored[0].keys() == stored[1].keys() and stored[0] != stored[1]

@@ -43,7 +43,6 @@ OPTIONS: Mapping[str, Sequence[str]] = {
         "rollout.samples=2",
         "reference=on",
         "reference.model={warm}",
-        "reference.parser=tags",
     ),
     "reinforce_pp": (),
     "rloo": (),

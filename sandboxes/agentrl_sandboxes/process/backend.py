@@ -25,7 +25,7 @@ OPENING = 60.0
 CLOSING = 5.0
 PACKET = 1 << 16
 HOME = Path(__file__).resolve().parents[2]
-START = f"import sys; sys.path.insert(0, {str(HOME)!r}); from agentrl_sandboxes.process.launcher import main; main(int(sys.argv[1]))"
+START = f"import sys; sys.path.insert(0, {str(HOME)!r}); from agentrl_sandboxes.process.launcher import main; main()"
 
 
 def refusal(why: str) -> UserError:
@@ -110,13 +110,13 @@ class Launcher:
                 self._loop.add_writer(self._link, self._writable)
                 return
             except OSError as error:
-                return self._lose(f"its socket is closed ({error.strerror})")
+                self._lose(f"its socket is closed ({error.strerror})")
+                return
             if end:
                 end.close()
             self._unsent.popleft()
         if not self.lost:
             self._loop.remove_writer(self._link)
-        return None
 
     def _readable(self) -> None:
         try:

@@ -1,8 +1,9 @@
-"""Control groups of the sandboxes: memory and processes, summed. Version 1 or 2, where they can be written; tried, not guessed."""
+"""Control groups of the sandboxes: memory and processes, summed. Version 1 or 2, if one can be written: tried, not guessed."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,10 +109,8 @@ def _processes() -> int:
 
 def _remove(home: Path) -> None:
     for folder in (*home.glob("*/"), home):
-        try:
+        with suppress(OSError):  # still used, or gone
             folder.rmdir()
-        except OSError:  # still used, or gone
-            pass
 
 
 def _began(pid: str) -> int:

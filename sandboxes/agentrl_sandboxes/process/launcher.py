@@ -18,6 +18,8 @@ import os
 import select
 import signal
 import socket
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -167,7 +169,8 @@ class Launcher:
         """Ends process 1, and the kernel with it all the others of its namespace; bubblewrap then ends by itself."""
         slot.doomed = True
         if slot.inner in slot.waiting:
-            signal.pidfd_send_signal(slot.inner, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended by itself just now
+                signal.pidfd_send_signal(slot.inner, signal.SIGKILL)
 
 
 def tell(host: socket.socket, message: dict[str, Any]) -> None:
@@ -182,8 +185,9 @@ def _reaped() -> bool:
         return False
 
 
-def main(fd: int) -> None:
-    """`python -I -S -c "...; main(FD)"`, whose parent is the host."""
+def main() -> None:
+    """`python -I -S -c "...; main()" FD`, whose parent is the host."""
+    fd = int(sys.argv[1])
     os.set_inheritable(fd, False)
     kernel.die_with_parent()
     host = socket.socket(fileno=fd)
@@ -198,24 +202,32 @@ def main(fd: int) -> None:
         return tell(host, {"refused": f"the sandboxes' read-only files cannot be laid out: {error!r}"})
     launcher = os.fork()  # into the new process namespace, as its first
     if not launcher:
-        try:
-            kernel.die_with_parent(signal.SIGKILL)
-            tell(
-                host,
-                {
-                    "cgroup": groups.version if groups else 0,
-                    "events": groups.events if groups else "",
-                    "users": bool(stage.first_user),
-                },
-            )
-            Launcher(host, stage, groups).run()
-        except (BrokenPipeError, ConnectionResetError):  # the host went without a word
-            pass
-        finally:
-            os._exit(0)
+        return _first(host, stage, groups)
     host.close()
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(launcher, signal.SIGKILL))
+
+    def terminate(_number: int, _frame: object) -> None:
+        os.kill(launcher, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, terminate)
     os.waitpid(launcher, 0)
     if groups is not None:
         groups.remove()
+    return None
+
+
+def _first(host: socket.socket, stage: Stage, groups: cgroups.Cgroups | None) -> None:
+    """The launcher proper, until the host goes."""
+    kernel.die_with_parent(signal.SIGKILL)
+    try:
+        kernel.mount("proc", "/proc", "proc", kernel.NO_SETUID | kernel.NO_DEVICES)  # in which bubblewrap finds itself
+    except OSError as error:
+        return tell(
+            host, {"refused": f"{error}; in a container, /proc is masked (docker run --security-opt systempaths=unconfined)"}
+        )
+    ready = {"events": groups.events if groups else "", "cgroup": groups.version if groups else 0}
+    try:
+        tell(host, {**ready, "users": bool(stage.first_user)})
+        Launcher(host, stage, groups).run()
+    except (BrokenPipeError, ConnectionResetError):  # the host went without a word
+        pass
     return None

@@ -1,10 +1,9 @@
-"""Plain processes in a temporary folder: the same calls, and no isolation. For machines that cannot, and code that is trusted."""
+"""Plain processes in a temporary folder: the same calls, no isolation. For machines that cannot, and code that is trusted."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -16,10 +15,7 @@ from agentrl_sandboxes.process.backend import CLOSING, HOME, OPENING, no_network
 from agentrl_sandboxes.process.session import ProcessSession, longest, setup
 from agentrl_sandboxes.process.wire import Wire
 
-START = (
-    f"import sys; sys.path.insert(0, {str(HOME)!r}); from agentrl_sandboxes.process.inside.runner import main; "
-    "del sys.path[0]; main()"
-)
+START = f"import sys; sys.path.insert(0, {str(HOME)!r}); from agentrl_sandboxes.process.inside.runner import main; main()"
 
 
 class UnsafeBackend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -14,32 +13,38 @@ from agentrl_sandboxes.process.wire import Wire, whole
 
 GRACE = 10.0
 """Seconds over a call's own timeout, which process 1 sees to, that the host waits for its answer."""
+STACK = 8 << 20
 KINDS: dict[bytes, Literal["file", "folder", "link", "other"]] = {b"f": "file", b"d": "folder", b"l": "link"}
 REASONS = ("timeout", "memory", "cpu")
 PACK = """
-import sys, tarfile
+import os, sys, tarfile
+def exact(member):
+    member.pax_headers = {"mtime": "%d.%09d" % divmod(os.lstat(member.name).st_mtime_ns, 10**9)}
+    return member
 with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as tar:
     for place in "work", "tmp":
-        tar.add(place)
+        tar.add(place, filter=exact)
 """
 UNPACK = """
-import sys, tarfile
+import os, sys, tarfile
 tarfile.TarFile.extraction_filter = staticmethod(lambda member, path: member)
 with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
     tar.extractall()
+    for member in reversed(tar.getmembers()):
+        at = int(member.pax_headers["mtime"].replace(".", ""))
+        os.utime(member.name, ns=(at, at), follow_symlinks=False)
 """
 
 
 def setup(
     limits: SandboxLimits, *, work: str, env: dict[str, str], paths: list[str], isolated: bool, watched: bool
 ) -> dict[str, Any]:
-    """What process 1 is told first. `watched`: no cgroup bounds the memory, so it looks itself, and bounds each process."""
+    """What process 1 is told first. `watched`: no cgroup bounds the memory, so it looks itself."""
     memory = limits.memory_mb << 20
-    own = {"CPU": limits.cpu_seconds, "DATA": memory, "NOFILE": limits.open_files, "FSIZE": limits.disk_mb << 20, "CORE": 0}
+    reserved = memory + limits.processes * STACK  # counted when reserved: so that each thread finds room for its stack
+    own = {"CPU": limits.cpu_seconds, "DATA": reserved, "NOFILE": limits.open_files, "FSIZE": limits.disk_mb << 20, "CORE": 0}
     if isolated:
         own["NPROC"] = limits.processes + 1  # counted in the sandbox's user namespace, and process 1 is in it
-    if watched:
-        own["AS"] = memory
     return {
         "work": work,
         "env": env,

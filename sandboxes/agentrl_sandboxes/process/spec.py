@@ -7,7 +7,7 @@ import logging
 import platform
 import sys
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Process:
-    """Sandboxes of this machine: bubblewrap, no daemon, no network. The kernel is shared: for hostile code, Docker with gVisor."""
+    """Sandboxes of this machine: bubblewrap, no daemon, no network. The kernel is shared: for hostile code, Docker, gVisor."""
 
     limits: SandboxLimits = field(default_factory=SandboxLimits)
     warm: int = 8
     """Sandboxes that wait, started, to be used once."""
     packages: str = ""
-    """A folder of Python packages that the code may import (`pip install --target`), shown read-only; else the library alone."""
+    """A folder of Python packages that the code may import (`pip install --target`), read-only; else the library alone."""
     unsafe_local: bool = False
     """Plain processes in a temporary folder: they can read, change and reach whatever you can. For code that you trust."""
 
@@ -42,7 +42,7 @@ class Process:
             raise UserError(f"Process(packages={self.packages!r}) is no folder; fill one with `pip install --target`")
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Backend]:
+    async def open(self) -> AsyncGenerator[Backend]:
         """The backend, until the block ends. `UserError` if this machine cannot isolate, with what is missing."""
         if self.unsafe_local:
             warnings.warn(UNSAFE, RuntimeWarning, stacklevel=3)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import marshal
 import os
-import shutil
 import stat
 import struct
 from pathlib import Path
@@ -32,7 +31,7 @@ ETC = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
 ETC_SHOWN = ("ld.so.cache", "alternatives")
-START = f"import sys; sys.path.insert(0, {CODE!r}); from agentrl_sandboxes.process.inside.runner import main; del sys.path[0]; main()"
+START = f"import sys; sys.path.insert(0, {CODE!r}); from agentrl_sandboxes.process.inside.runner import main; main()"
 
 
 class Stage:

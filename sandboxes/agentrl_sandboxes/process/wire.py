@@ -105,21 +105,23 @@ class Wire:
         except BlockingIOError:
             return
         except OSError as error:
-            return self.fail(f"its socket is closed ({error.strerror})")
+            self.fail(f"its socket is closed ({error.strerror})")
+            return
         if not piece:
-            return self.fail("its process 1 has ended")
+            self.fail("its process 1 has ended")
+            return
         self._received += piece
         while len(self._received) >= 8 and not self.lost:
             head, body = (int.from_bytes(self._received[at : at + 4], "little") for at in (0, 4))
             if head > LONGEST_HEAD or body > self._longest:
-                return self.fail(f"it sent a frame of {head} and {body} bytes")
+                self.fail(f"it sent a frame of {head} and {body} bytes")
+                return
             if len(self._received) < 8 + head + body:
-                return None
+                return
             words = self._received[8 : 8 + head].decode("latin-1").split()
             found = bytes(memoryview(self._received)[8 + head : 8 + head + body])
             del self._received[: 8 + head + body]
             self._take(words, found)
-        return None
 
     def _take(self, words: list[str], body: bytes) -> None:
         if len(words) < 2 or words[0] != str(self._number):

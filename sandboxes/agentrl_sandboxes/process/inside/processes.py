@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import _signal as signal  # `signal` itself takes milliseconds to load
+import itertools
 import os
 import resource
 import time
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, NoReturn
+
+TYPE_CHECKING = False  # `typing` and `signal` take milliseconds to load, of each sandbox
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterator, Mapping
+    from typing import NoReturn
+else:
+    import _signal as signal
 
 DUMPABLE = 4
 """PR_SET_DUMPABLE: whether a process of the same user may look into this one (/proc/N/mem, /proc/N/fd)."""
@@ -29,11 +35,16 @@ def adopt_orphans() -> None:
     _prctl(CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-class Ended(NamedTuple):
+def deaf_to_interrupts() -> None:
+    """To process 1 a signal without a handler does nothing; Python has one for this."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Ended:
     """How a child ended: its status as subprocess gives it (-n = signal n) and the CPU seconds it took."""
 
-    status: int
-    cpu: float
+    def __init__(self, status: int, cpu: float) -> None:
+        self.status, self.cpu = status, cpu
 
 
 class Children:
@@ -77,19 +88,22 @@ class Children:
         del self._ended[pid]
         return ended
 
-    def strangers(self) -> tuple[list[int], bool]:
-        """Processes below this one that do not descend from the kept one; and whether one's descent was in doubt."""
+    def below(self) -> dict[int, int]:
+        """Each process that /proc shows, with the one that its line of parents leads to: this one, the kept one, or another."""
         parents = dict(_parents())
-        found: list[int] = []
-        doubt = False
+        found: dict[int, int] = {}
         for pid in parents:
             above = pid
             while above in parents and above != self.kept:
                 above = parents[above]
-            if above == self._own:
-                found.append(pid)
-            doubt |= above not in (self._own, self.kept, 0)  # its parent ended between two looks
-        return found, doubt
+            found[pid] = above
+        return found
+
+    def strangers(self) -> tuple[list[int], bool]:
+        """Processes below this one that do not descend from the kept one; and whether one's descent was in doubt."""
+        found = self.below()
+        doubt = any(above not in (self._own, self.kept, 0) for above in found.values())  # its parent ended between two looks
+        return [pid for pid, above in found.items() if above == self._own], doubt
 
     def sweep(self, seconds: float = 1.0) -> None:
         """Ends every stranger: what a command left running does not outlive it.
@@ -111,15 +125,15 @@ class Children:
             time.sleep(0.0005)
 
     def memory(self, enough: int) -> int:
-        """Bytes that the living processes hold. First a sum that counts shared pages twice; if that is above `enough`, exactly."""
-        parts = [f"/proc/{pid}" for pid, _ in _parents()]
+        """Bytes that the living processes hold: a sum that counts shared pages twice; if that is above `enough`, exactly."""
+        parts = [f"/proc/{pid}" for pid, above in self.below().items() if above in (self._own, self.kept)]
         rough = sum(_kilobytes(f"{part}/status", (b"RssAnon:", b"RssShmem:")) for part in parts) * 1024
         return rough if rough <= enough else sum(_kilobytes(f"{part}/smaps_rollup", (b"Pss:",)) for part in parts) * 1024
 
 
 def kill(pid: int) -> None:
     """SIGKILL, if it is still there."""
-    try:
+    try:  # noqa: SIM105 - contextlib takes milliseconds to load
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
@@ -159,7 +173,7 @@ def limit(limits: Mapping[str, int]) -> None:
 def close_all_but(*kept: int) -> None:
     """Whatever else this process inherited."""
     edges = sorted({-1, *kept, 1 << 16})
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         if high > low + 1:  # an empty range would be taken for everything
             os.closerange(low + 1, high)
 

@@ -1,17 +1,20 @@
 """The one Python of a session: a child of process 1 whose names last from call to call."""
 
 from __future__ import annotations
-
 import __future__
 
-import _ast
-import _signal
 import atexit
 import builtins
 import os
 import sys
-from types import CodeType, ModuleType, TracebackType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # `typing` and `signal` take milliseconds to load, of each sandbox
+if TYPE_CHECKING:
+    import signal
+    from types import CodeType, TracebackType
+    from typing import Any, NoReturn
+else:
+    import _signal as signal
 
 ONLY_AST = 0x400  # ast.PyCF_ONLY_AST; `ast` itself takes milliseconds to load
 ENDED_WELL, RAISED = b"\0", b"\1"
@@ -45,15 +48,18 @@ class Repl:
     """Compiles and runs code in `__main__`, as a file but for its last statement, whose value is printed."""
 
     def __init__(self, paths: list[str]) -> None:
-        module = ModuleType("__main__")
+        module = type(sys)("__main__")
         sys.modules["__main__"] = module
         self._names: dict[str, Any] = module.__dict__
         self._flags = 0
         sys.path[:] = ["", *paths, *sys.path]
         sys.argv = [""]
-        vars(builtins).update(exit=sys.exit, quit=sys.exit)  # `site` would have made them
+        for name in ("exit", "quit"):  # `site` would have made them
+            setattr(builtins, name, sys.exit)
 
     def compiled(self, source: str) -> list[CodeType]:
+        import _ast  # a millisecond that sandboxes without a Python session do not pay
+
         tree: Any = compile(source, NAME, "exec", ONLY_AST | self._flags, dont_inherit=True)
         last = _ast.Interactive([tree.body.pop()]) if tree.body and isinstance(tree.body[-1], _ast.Expr) else None
         first = compile(tree, NAME, "exec", self._flags, dont_inherit=True)
@@ -85,16 +91,16 @@ def leave(code: object) -> NoReturn:
     if code is not None and not isinstance(code, int):
         os.write(2, f"{code}\n".encode("utf-8", "backslashreplace"))
     with Shown():
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     flush()
     os._exit(status & 0xFF)
 
 
 def serve(commands: int, answers: int, paths: list[str]) -> NoReturn:
     """Runs what comes: eight bytes that say how long, then the code; one byte back for each."""
-    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_IGN)  # exceptions, as in any Python
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)  # exceptions, as in any Python
     repl = Repl(paths)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what was printed is there when time is up

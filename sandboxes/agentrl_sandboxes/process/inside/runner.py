@@ -12,7 +12,6 @@ import os
 import select
 import sys
 import time
-from typing import Any, NoReturn
 
 from agentrl_sandboxes.process.inside import files, repl
 from agentrl_sandboxes.process.inside.processes import (
@@ -23,12 +22,17 @@ from agentrl_sandboxes.process.inside.processes import (
     begin,
     close_all_but,
     closed_to_others,
+    deaf_to_interrupts,
 )
+
+TYPE_CHECKING = False  # `typing` itself takes milliseconds to load, of each sandbox
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 TICK = 0.05
 """Seconds between two looks at the clock, the orphans and, where no cgroup bounds it, the memory."""
 PIPE = 1 << 16
-BY_LIMIT = (-24, -9, 128 + 24, 128 + 9)
+BY_CPU, BY_KILL = (-24, 128 + 24), (-9, 128 + 9)
 """Statuses of a command that SIGXCPU or SIGKILL ended, or whose shell saw that."""
 LATE = 32
 """Pipefuls that are read of a stream after its command ended."""
@@ -162,6 +166,7 @@ class Runner:
         return found
 
     def serve(self) -> NoReturn:
+        deaf_to_interrupts()
         os.set_inheritable(self.control, False)
         close_all_but(0, 1, 2, self.control)
         closed_to_others(True)
@@ -185,7 +190,7 @@ class Runner:
                 self.tell("error", errno.EINVAL, body=str(error).encode())
 
     def end(self) -> NoReturn:
-        """Ends all below and itself: the namespace's processes go with its first, those of a plain folder must be looked for."""
+        """Ends all below and itself: a namespace's processes go with its first, those of a plain folder must be looked for."""
         self.children.kept = 0
         self.children.sweep()
         os._exit(0)
@@ -302,7 +307,8 @@ class Runner:
         return why
 
     def answer(self, status: int, used: float, why: str, began: float, out: Stream, err: Stream) -> None:
-        if not why and status in BY_LIMIT and used >= self.setup["limits"]["CPU"]:
+        used_up = status in BY_KILL and used >= self.setup["limits"]["CPU"] / 2  # the limit runs by a coarser clock
+        if not why and (status in BY_CPU or used_up):
             why = "cpu"
         truncated = int(out.truncated or err.truncated)
         seconds = f"{time.monotonic() - began:.6f}"
@@ -328,6 +334,7 @@ class Runner:
 
 def main() -> NoReturn:
     """`python -I -S -c "...; main()" FD`"""
+    del sys.path[0]  # where this came from, no business of the code's
     runner = Runner(int(sys.argv[1]))
     try:
         runner.serve()

@@ -1,0 +1,70 @@
+"""What a container may do, as the engine is told it: nothing but compute within its limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agentrl.sandbox import SandboxLimits
+from agentrl_sandboxes.docker.sent import START
+
+if TYPE_CHECKING:
+    from agentrl_sandboxes.docker.spec import Docker
+
+PLACES = {"/work": 11, "/tmp": 4, "/dev/shm": 1}
+"""The writable places and their sixteenths of `disk_mb`. They lie in memory, so the container's bound is memory and disk."""
+SIXTEENTHS = 16
+GVISOR_MEMORY = 128 << 20
+"""What gVisor itself may hold, and what may be taken between two looks of process 1, which holds the code to its limits there."""
+GVISOR_THREADS = 4
+"""Threads of the host for one of the code. Without one, gVisor falls: this bound is behind that of process 1."""
+
+
+def bound(limits: SandboxLimits) -> int:
+    """Bytes of memory, with the files that lie in it."""
+    return (limits.memory_mb + limits.disk_mb) << 20
+
+
+def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gvisor: bool) -> dict[str, Any]:
+    """The body of a request to create one. Its process 1 lives no longer than who is attached to it, and it no longer than that."""
+    memory = bound(limits) + (GVISOR_MEMORY if gvisor else 0)
+    return {
+        "Image": spec.image,
+        "Entrypoint": [spec.python, "-I", "-S", "-c", START],
+        "Cmd": [],
+        "User": "0:0" if gvisor else spec.user,
+        "WorkingDir": "/work",
+        "Hostname": "sandbox",
+        "Labels": labels,
+        "Healthcheck": {"Test": ["NONE"]},
+        "NetworkDisabled": True,
+        "OpenStdin": True,
+        "StdinOnce": True,  # its end is the end of whoever was attached: process 1 hears that and goes
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "HostConfig": {
+            "AutoRemove": True,
+            "Runtime": spec.runtime,
+            "NetworkMode": "none",
+            "IpcMode": "private",
+            "CapDrop": ["ALL"],
+            "CapAdd": ["SETUID", "SETGID", "KILL"] if gvisor else [],  # of process 1, see `inside.GuardedRunner`
+            "SecurityOpt": ["no-new-privileges"],  # and the engine's own seccomp filter
+            "ReadonlyRootfs": True,
+            "Tmpfs": {place: _tmpfs(limits, share, spec.user) for place, share in PLACES.items()},
+            "Memory": memory,
+            "MemorySwap": memory,  # both together: no swap
+            "PidsLimit": limits.processes * GVISOR_THREADS + 128 if gvisor else limits.processes + 1,  # process 1 is agentrl's
+            "NanoCpus": round(spec.cpus * 1e9),
+            "OomScoreAdj": 0,
+            "LogConfig": {"Type": "none", "Config": {}},
+            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+        },
+    }
+
+
+def _tmpfs(limits: SandboxLimits, share: int, user: str) -> str:
+    size = (limits.disk_mb << 10) * share // SIXTEENTHS
+    owner, _, group = user.partition(":")
+    files = max(64, limits.disk_mb * 256 * share // SIXTEENTHS)
+    return f"rw,exec,nosuid,nodev,size={max(size, 64)}k,nr_inodes={files},mode=0755,uid={owner},gid={group or owner}"
