@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 
 from agentrl.effect import digest_request
 from agentrl.episode import EMPTY_MAP
+from agentrl.errors import UserError
 from agentrl.sandbox import Command, Entry, Ran, SandboxLimits, Session
 from agentrl.workflow import Ask, Asked, Outcome, World
 
@@ -54,11 +55,13 @@ class Box:
         self._world = world
         self._sessions = sessions
         self._past: list[Call] = []
+        self._closed = False
 
     async def __aenter__(self) -> Box:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._closed = True
         if kind is not None:
             return  # the runtime ends what the episode leaves; here nothing may be waited for
 
@@ -104,6 +107,9 @@ class Box:
         return [Entry(*entry) for entry in (await self._call("list", path))["entries"]]
 
     async def _call(self, method: Method, *arguments: Any) -> Mapping[str, Any]:
+        if self._closed:
+            raise UserError(f"{self.name} is closed; call it inside its `async with team.sandbox() as box` block")
+
         async def run(asked: Asked) -> Outcome:
             del asked
             return Outcome(await self._sessions.call(self.name, self.limits, tuple(self._past), Call(method, arguments)))

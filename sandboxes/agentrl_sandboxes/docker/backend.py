@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
+import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -15,7 +17,7 @@ from aiodocker import Docker as Client
 from aiodocker import DockerError
 
 from agentrl.errors import SandboxError, UserError
-from agentrl.sandbox import SandboxLimits
+from agentrl.sandbox import Command, Ran, SandboxLimits
 from agentrl_sandboxes.docker.attach import attach
 from agentrl_sandboxes.docker.container import bound, config
 from agentrl_sandboxes.docker.owner import RUN
@@ -33,7 +35,31 @@ OPENING = 60.0
 CLOSING = 1.0
 """Seconds that closing a session waits for its container to be gone; what takes longer goes on behind."""
 GONE = 30.0
+EVENTS = 10
+"""Looks, 50 ms apart, for a word on why a container ended."""
 NO_SUCH, BUSY = 404, 409
+
+
+class DockerSession(ProcessSession):
+    """A session over a container's stream."""
+
+    starved: Callable[[], Coroutine[Any, Any, bool]] | None = None
+    """Whether the engine saw the container's memory end; asked once, as that is the code's doing, and its last."""
+
+    async def exec(self, command: Command) -> Ran:
+        return await self._or_starved(super().exec(command))
+
+    async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - as in the contract
+        return await self._or_starved(super().python(code, timeout))
+
+    async def _or_starved(self, call: Coroutine[Any, Any, Ran]) -> Ran:
+        try:
+            return await call
+        except SandboxError:
+            starved, self.starved = self.starved, None
+            if starved is not None and await starved():
+                return Ran(-9, killed="memory")
+            raise
 
 
 class DockerBackend:
@@ -60,8 +86,8 @@ class DockerBackend:
         self._labels = labels
         self._tasks = tasks
         self._numbers = itertools.count(1)
-        self._idle: deque[ProcessSession] = deque()
-        self._live: dict[str, ProcessSession] = {}
+        self._idle: deque[DockerSession] = deque()
+        self._live: dict[str, DockerSession] = {}
         self._busy: set[asyncio.Task[Any]] = set()
         """Openings and removals under way: never cancelled, so that the engine is left with nothing that nobody knows of."""
         self._filling = 0
@@ -75,7 +101,7 @@ class DockerBackend:
             f"Docker ({self._spec.runtime or 'runc'}): a container without network, capabilities or a writable system; {kernel}"
         )
 
-    async def session(self, limits: SandboxLimits) -> ProcessSession:
+    async def session(self, limits: SandboxLimits) -> DockerSession:
         """A warm one if the limits are the spec's, else a new one."""
         self._spec.checked(limits)
         while limits == self._spec.limits and self._idle:
@@ -130,7 +156,7 @@ class DockerBackend:
             self._filling += 1
             self._begin(self._open(self._spec.limits)).add_done_callback(self._filled)
 
-    def _filled(self, opened: asyncio.Task[ProcessSession | SandboxError]) -> None:
+    def _filled(self, opened: asyncio.Task[DockerSession | SandboxError]) -> None:
         self._filling -= 1
         if opened.cancelled():
             return
@@ -140,7 +166,7 @@ class DockerBackend:
         else:
             self._idle.append(found)
 
-    async def _wanted(self, limits: SandboxLimits) -> ProcessSession:
+    async def _wanted(self, limits: SandboxLimits) -> DockerSession:
         """A new session. If nobody waits for it any more it is closed as soon as it is open."""
         if self._closed:
             raise SandboxError("no sandbox could be opened: the backend is closed")
@@ -154,11 +180,11 @@ class DockerBackend:
             raise found
         return found
 
-    def _unwanted(self, opened: asyncio.Task[ProcessSession | SandboxError]) -> None:
-        if not opened.cancelled() and isinstance(found := opened.result(), ProcessSession):
+    def _unwanted(self, opened: asyncio.Task[DockerSession | SandboxError]) -> None:
+        if not opened.cancelled() and isinstance(found := opened.result(), DockerSession):
             self._begin(found.close())
 
-    async def _open(self, limits: SandboxLimits) -> ProcessSession | SandboxError:
+    async def _open(self, limits: SandboxLimits) -> DockerSession | SandboxError:
         """A fresh container whose process 1 answers; or what went wrong, as a value: it is nobody else's."""
         name = f"agentrl-{self._labels[RUN]}-{next(self._numbers)}"
         try:
@@ -174,7 +200,7 @@ class DockerBackend:
         await self.remove(name)
         return SandboxError(f"no sandbox could be opened: {why}")
 
-    async def _started(self, name: str, limits: SandboxLimits) -> ProcessSession:
+    async def _started(self, name: str, limits: SandboxLimits) -> DockerSession:
         spec = self._spec
         container = await self._client.containers.create(config(spec, limits, self._labels, gvisor=self._gvisor), name=name)
         end = await attach(self._host, name)
@@ -187,7 +213,22 @@ class DockerBackend:
             wire.fail("it did not open")
             raise
         release = partial(self._release, name)
-        return ProcessSession(wire, limits, events="", python=spec.python, fresh=self.session, release=release)
+        session = DockerSession(wire, limits, events="", python=spec.python, fresh=self.session, release=release)
+        session.starved = partial(self._starved, name, time.time())
+        return session
+
+    async def _starved(self, name: str, since: float) -> bool:
+        """Whether the engine saw it reach its bound of memory. It says so at about the time at which the container ends."""
+        asked = {"since": f"{since - 1:.3f}", "filters": json.dumps({"container": [name], "event": ["oom"]})}
+        for _ in range(EVENTS):
+            try:
+                async with self._client._query("events", params=asked | {"until": f"{time.time():.3f}"}) as answer:
+                    if await answer.read():
+                        return True
+            except (DockerError, aiohttp.ClientError, OSError):
+                return False
+            await asyncio.sleep(0.05)
+        return False
 
     def _told(self, limits: SandboxLimits) -> dict[str, Any]:
         told = setup(limits, work="/work", env=self._env, paths=[], isolated=False, watched=self._gvisor)

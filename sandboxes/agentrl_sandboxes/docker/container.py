@@ -15,8 +15,8 @@ PLACES = {"/work": 11, "/tmp": 4, "/dev/shm": 1}
 SIXTEENTHS = 16
 GVISOR_MEMORY = 128 << 20
 """What gVisor itself may hold, and what may be taken between two looks of process 1, which holds the code to its limits there."""
-GVISOR_THREADS = 4
-"""Threads of the host for one of the code. Without one, gVisor falls: this bound is behind that of process 1."""
+GVISOR_THREADS = 1024
+"""The same of threads. Where it can have no more, gVisor falls: this bound stands behind that of process 1."""
 
 
 def bound(limits: SandboxLimits) -> int:
@@ -54,7 +54,7 @@ def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gviso
             "Tmpfs": {place: _tmpfs(limits, share, spec.user) for place, share in PLACES.items()},
             "Memory": memory,
             "MemorySwap": memory,  # both together: no swap
-            "PidsLimit": limits.processes * GVISOR_THREADS + 128 if gvisor else limits.processes + 1,  # process 1 is agentrl's
+            "PidsLimit": limits.processes + GVISOR_THREADS if gvisor else limits.processes + 1,  # process 1 is agentrl's
             "NanoCpus": round(spec.cpus * 1e9),
             "OomScoreAdj": 0,
             "LogConfig": {"Type": "none", "Config": {}},

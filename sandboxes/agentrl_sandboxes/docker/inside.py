@@ -6,9 +6,13 @@ It is sent, as source, over standard input (`sent`), so that any image with a Py
 from __future__ import annotations
 
 import _signal
+import errno
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from agentrl_sandboxes.process.inside.runner import Runner
+from agentrl_sandboxes.process.inside import files, processes
+from agentrl_sandboxes.process.inside.runner import Runner, Stream
 
 CGROUP = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
 

@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,6 +157,7 @@ class Opening:
     session: ProcessSession
     opened: asyncio.Future[Any]
     ended: asyncio.Future[str]
+    end: Callable[[], None]
 
     async def finish(self) -> ProcessSession:
         """The open session; `SandboxError` with what bubblewrap said if it does not come up."""
@@ -163,7 +165,8 @@ class Opening:
             await asyncio.wait([self.opened], timeout=OPENING)
         finally:
             if not self.opened.done():
-                self.session.wire.fail("it did not open")  # its process 1 hears that and ends
+                self.session.wire.fail("it did not open")
+                self.end()
         if self.opened.exception() is None:
             return self.session
         await asyncio.wait([self.ended], timeout=1.0)
@@ -263,7 +266,7 @@ class ProcessBackend:
         paths = ["/packages"] if self._told["packages"] else []
         watched = not self._launcher.ready["cgroup"]
         opened = wire.post("open", setup(limits, work="/work", env=self._env, paths=paths, isolated=True, watched=watched))
-        return Opening(session, opened, ended)
+        return Opening(session, opened, ended, partial(self._launcher.send, {"end": slot}))
 
     def _gone(self, slot: int, session: ProcessSession, ended: asyncio.Future[str]) -> None:
         """Nothing of the slot's sandbox is left: it may be used again."""

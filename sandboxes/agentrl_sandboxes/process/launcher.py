@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from agentrl_sandboxes.process import cgroups, kernel
+from agentrl_sandboxes.process.inside.processes import kill, parents
 from agentrl_sandboxes.process.stage import Stage
 
 LONGEST = 1 << 16
@@ -36,6 +37,8 @@ class Slot:
     """A sandbox that runs: bubblewrap outside (a child), its process 1 once bubblewrap has told, and what it says."""
 
     number: int
+    pid: int
+    """bubblewrap's, outside."""
     outer: int
     notes: int
     said: bytes = b""
@@ -93,7 +96,7 @@ class Launcher:
                 os._exit(1)
         os.close(said)
         os.set_blocking(notes, False)
-        slot = Slot(asked["start"], os.pidfd_open(pid), notes)
+        slot = Slot(asked["start"], pid, os.pidfd_open(pid), notes)
         self._slots[slot.number] = slot
         slot.waiting.add(slot.outer)
         for fd in (slot.outer, notes):
@@ -143,13 +146,22 @@ class Launcher:
         self._unwatch(fd)
         while _reaped():
             pass
+        slot.doomed = True  # without bubblewrap or without process 1: what is left of it has to go, too
+        if slot.notes >= 0:
+            self._look(slot, slot.notes)
         if not slot.waiting:
-            if slot.notes >= 0:
-                self._look(slot, slot.notes)
-            if slot.notes >= 0:
-                self._unwatch(slot.notes)
-            del self._slots[slot.number]
-            self._tell({"ended": slot.number, "notes": slot.said.decode("utf-8", "replace")})
+            self._finish(slot)
+
+    def _finish(self, slot: Slot) -> None:
+        if slot.notes >= 0:
+            self._unwatch(slot.notes)
+        del self._slots[slot.number]
+        if slot.inner < 0:  # bubblewrap ended before it told of its child, which may wait for it in vain
+            begun = {each.pid for each in self._slots.values()}
+            for pid, parent in parents():
+                if parent == os.getpid() and pid not in begun:
+                    kill(pid)
+        self._tell({"ended": slot.number, "notes": slot.said.decode("utf-8", "replace")})
 
     def _found_inner(self, slot: Slot) -> None:
         """bubblewrap has told the number of process 1: {"child-pid": N, ...}."""

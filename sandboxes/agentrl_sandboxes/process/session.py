@@ -41,8 +41,9 @@ def setup(
 ) -> dict[str, Any]:
     """What process 1 is told first. `watched`: no cgroup bounds the memory, so it looks itself."""
     memory = limits.memory_mb << 20
+    # CORE: with 0, a dump still goes to a program that /proc/sys/kernel/core_pattern names, which runs as root; with 1, none
     reserved = memory + limits.processes * STACK  # counted when reserved: so that each thread finds room for its stack
-    own = {"CPU": limits.cpu_seconds, "DATA": reserved, "NOFILE": limits.open_files, "FSIZE": limits.disk_mb << 20, "CORE": 0}
+    own = {"CPU": limits.cpu_seconds, "DATA": reserved, "NOFILE": limits.open_files, "FSIZE": limits.disk_mb << 20, "CORE": 1}
     if isolated:
         own["NPROC"] = limits.processes + 1  # counted in the sandbox's user namespace, and process 1 is in it
     return {
@@ -90,10 +91,12 @@ class ProcessSession:
     async def _exec(self, command: Command, most: int) -> Ran:
         argv = ["/bin/sh", "-c", command.argv] if isinstance(command.argv, str) else list(command.argv)
         seconds = command.timeout or self._limits.timeout
-        return await self._run("exec", argv, self._place(command.cwd), dict(command.env), seconds, most, body=command.stdin)
+        head = ("exec", argv, self._place(command.cwd), dict(command.env), seconds, most)
+        return await self._run(head, command.stdin, seconds)
 
     async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - the sandbox ends it itself
-        return await self._run("python", timeout or self._limits.timeout, body=code.encode("utf-8", "surrogateescape"))
+        seconds = timeout or self._limits.timeout
+        return await self._run(("python", seconds), code.encode("utf-8", "surrogateescape"), seconds)
 
     async def read(self, path: str) -> bytes:
         return (await self._file("read", path))[1]
@@ -127,14 +130,15 @@ class ProcessSession:
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
 
-    async def _run(self, *head: Any, body: bytes) -> Ran:
-        seconds = next(part for part in head if isinstance(part, float | int))
+    async def _run(self, head: tuple[Any, ...], body: bytes, seconds: float) -> Ran:
         try:
             words, streams = await self.wire.ask(*head, body=body, seconds=seconds + GRACE)
         except SandboxError:
             if self._memory_ended():  # of all its processes, process 1 too: the code's doing, and its last
                 return Ran(-9, killed="memory")
             raise
+        except OSError as error:  # there was no room for another process
+            return Ran(126, stderr=f"{error.strerror}\n".encode())
         status, truncated, out = (whole(words, at) for at in (0, 1, 3))
         if len(words) < 5 or not 0 <= out <= len(streams) or not re.fullmatch(r"\d+\.\d+", words[2]):
             raise SandboxError(f"the sandbox's process 1 does not keep to its protocol: {words[:8]}")

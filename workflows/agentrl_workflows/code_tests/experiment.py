@@ -23,8 +23,8 @@ from agentrl_workflows.code_tests.problems import Problem
 from agentrl_workflows.code_tests.rehearsal import Rehearsal
 from agentrl_workflows.code_tests.workflow import Passed, all_pass, solve_small
 
-SKILL = 0.25
-STAGES = (1, 2)
+SKILL = 0.4
+STAGES = (1, 2, 3)
 
 
 def code_tests(model: str | Path = "code_tests", *, seed: int = 0, steps: int = 150) -> Experiment[Problem, Passed]:
@@ -51,7 +51,7 @@ def code_tests(model: str | Path = "code_tests", *, seed: int = 0, steps: int = 
 
 
 def warm_up(
-    model: str | Path, *, seed: int = 0, steps: int = 200, skill: float = SKILL, demos: int = 4096
+    model: str | Path, *, seed: int = 0, steps: int = 160, skill: float = SKILL, demos: int = 4096
 ) -> Experiment[Problem, Passed]:
     """Supervised learning from demonstrations that end with a program that passes."""
     return Experiment(

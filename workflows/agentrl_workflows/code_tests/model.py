@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.transformer.tiny import make_tiny_model
-from agentrl_workflows.code_tests.pipelines import END, HEAD, LISTS, NUMBERS, SHOW
+from agentrl_workflows.code_tests.pipelines import END, HEAD, READINGS, STAGES, TRIAL
 
 TOOLS = ("python",)
 OPEN, CLOSE = "<python>", "</python>"
@@ -18,22 +18,23 @@ ERRORS = (
     "TypeError: object of type 'int' has no len()",
     "ValueError: max() arg is an empty sequence",
     "ValueError: min() arg is an empty sequence",
-    "ValueError: max() iterable argument is empty",
-    "ValueError: min() iterable argument is empty",
     "IndexError: list index out of range",
+    "ZeroDivisionError: division by zero",
     "SyntaxError: invalid syntax",
     "\n[exit status 1]",
     "[no output]",
 )
-"""What the programs can fail with, beside what a model of bytes can spell."""
+"""What such programs fail with; anything else is bytes."""
 
 
 def words() -> Iterator[str]:
     """What is one token."""
-    yield from ("a = [", "]\nb = [", "]\nf(a) == ", "\nf(b) == ", "[", "]", ", ", "(", ")", "[]")
-    yield from map(str, range(100))
-    yield from (HEAD, END, SHOW)
-    yield from (f"    x = {stage}\n" for stage in (*LISTS, *NUMBERS))
+    yield from ("a, u = [", "\nb, v = [", "], ", "]\n", "[", "]", ", ", "\n")
+    yield from map(str, range(200))
+    yield from READINGS
+    yield from (HEAD, END, TRIAL)
+    yield from (f"    x = {stage}\n" for stage in STAGES)
+    yield from (f"({one}, {other})" for one in (True, False) for other in (True, False))
     yield from ERRORS
 
 

@@ -12,15 +12,15 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from agentrl.errors import SandboxError
 from agentrl.sandbox import Backend, Command, Entry, Ran, SandboxLimits, Session
 from agentrl_tools.tests import harness
-from agentrl_workflows.code_tests.pipelines import HEAD, LISTS, NUMBERS, SHOW, outcome, source
+from agentrl_workflows.code_tests.pipelines import HEAD, STAGES, TRIAL, Program, outcome, source
 
 LINE = re.compile(r"    x = (.*)\n")
-STAGES = frozenset((*LISTS, *NUMBERS))
+EXAMPLE = re.compile(r"^[ab], [uv] = (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rehearsal:
 
     limits: SandboxLimits = field(default_factory=SandboxLimits)
     fork: Literal["replay"] = "replay"
-    isolation: str = "none: runs fourteen known lines in this process, and nothing else"
+    isolation: str = "none: runs known lines in this process, and nothing else"
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Backend]:
@@ -46,19 +46,19 @@ class Lines:
     """See the module, and `Session`."""
 
     def __init__(self) -> None:
-        self._given: dict[str, list[int]] = {}
+        self._examples: list[tuple[list[int], Any]] = []
 
     async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - the contract's
-        """Sets `a` and `b`, or shows what a program makes of them."""
+        """Takes the examples, or tries a program on them."""
         del timeout
-        if not code.endswith(SHOW):
-            self._given = {name: ast.literal_eval(text) for name, text in re.findall(r"^([ab]) = (\[[\d, ]*\])$", code, re.M)}
+        if not code.endswith(TRIAL):
+            self._examples = [ast.literal_eval(text) for text in EXAMPLE.findall(code)]
             return Ran(0)
-        program = stages(code.removesuffix(SHOW))
-        values = tuple(outcome(program, self._given[name]) for name in "ab")
+        program = stages(code.removesuffix(TRIAL))
+        values = [outcome(program, given) for given, _ in self._examples]
         if None in values:
             return Ran(1, stderr=b"it raises")
-        return Ran(0, f"{values}\n".encode())
+        return Ran(0, f"{tuple(value == wanted for value, (_, wanted) in zip(values, self._examples, strict=True))}\n".encode())
 
     async def exec(self, command: Command) -> Ran:
         """Runs hidden tests as their harness would."""
@@ -90,9 +90,9 @@ class Lines:
         """Nothing is held."""
 
 
-def stages(code: str) -> tuple[str, ...]:
+def stages(code: str) -> Program:
     """The stages of a program; `SandboxError` if it is made of anything else."""
     found = tuple(LINE.findall(code))
-    if not STAGES.issuperset(found) or source(found).strip() != code.strip():
+    if not set(STAGES).issuperset(found) or source(found).strip() != code.strip():
         raise SandboxError(f"a rehearsal runs programs of {HEAD.strip()!r} and known lines alone, got {code!r:.120}")
     return found

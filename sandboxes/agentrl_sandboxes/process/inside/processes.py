@@ -90,12 +90,12 @@ class Children:
 
     def below(self) -> dict[int, int]:
         """Each process that /proc shows, with the one that its line of parents leads to: this one, the kept one, or another."""
-        parents = dict(_parents())
+        line = dict(parents())
         found: dict[int, int] = {}
-        for pid in parents:
+        for pid in line:
             above = pid
-            while above in parents and above != self.kept:
-                above = parents[above]
+            while above in line and above != self.kept:
+                above = line[above]
             found[pid] = above
         return found
 
@@ -139,7 +139,7 @@ def kill(pid: int) -> None:
         pass
 
 
-def _parents() -> Iterator[tuple[int, int]]:
+def parents() -> Iterator[tuple[int, int]]:
     """Every process that /proc shows but this one, each with its parent. Zombies too: one may have threads that live."""
     own = os.getpid()
     for name in os.listdir("/proc"):
