@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
-from agentrl.effect import EffectKey, derive_seed
+from agentrl.effect import derive_seed
 from agentrl.engines.contract import Offers
 from agentrl.episode import FINISHED, Episode, Turn
 from agentrl.errors import UserError
-from agentrl.rollout.contract import GroupRun
+from agentrl.rollout.contract import GroupRun, kept_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,7 @@ def _place(episodes: list[Episode]) -> tuple[Episode, Turn] | None:
 
 async def _take_again(run: GroupRun, member: int, of: Episode, turn: Turn, kept: int) -> Episode:
     """A fork of `of` that draws `turn` anew behind its first `kept` tokens, and is stopped when its tools have answered."""
-    position = int(turn.id.rpartition(":")[2])
-    forced = {EffectKey(turn.branch, 0, position): tuple(turn.sampled_ids[:kept].tolist())} if kept else None
-    async with run.line(member, of, await run.cut_before(of, turn), forced) as line:
+    async with run.line(member, of, await run.cut_before(of, turn), kept_of(turn, kept)) as line:
         await line.point()
         line.go_on()
         if await line.point() is not None:

@@ -76,6 +76,12 @@ class GroupRun(Protocol):
         ...
 
 
+def kept_of(turn: Turn, kept: int) -> dict[EffectKey, tuple[int, ...]]:
+    """`forced` of a fork that draws `turn` anew behind its first `kept` sampled tokens."""
+    position = int(turn.id.rpartition(":")[2])
+    return {EffectKey(turn.branch, 0, position): tuple(turn.sampled_ids[:kept].tolist())} if kept else {}
+
+
 class Led(Protocol):
     """An episode that a plan leads from one model call to the next (`agentrl.runtime.line`)."""
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import ClassVar
 
-from agentrl.effect import EffectKey
 from agentrl.engines.contract import Offers
 from agentrl.episode import FINISHED, Episode, Turn
 from agentrl.errors import UserError
-from agentrl.rollout.contract import GroupRun
+from agentrl.rollout.contract import GroupRun, kept_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,4 @@ def lacks_forced_prefix(offers: Offers) -> str:
 
 async def go_on(run: GroupRun, member: int, of: Episode, turn: Turn, kept: int) -> Episode:
     """A fork that draws `turn` anew behind its first `kept` tokens."""
-    position = int(turn.id.rpartition(":")[2])
-    forced = {EffectKey(turn.branch, 0, position): tuple(turn.sampled_ids[:kept].tolist())} if kept else None
-    return await run.fork(member, of, await run.cut_before(of, turn), forced)
+    return await run.fork(member, of, await run.cut_before(of, turn), kept_of(turn, kept))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Literal, TypeAlias
 
-from agentrl.effect import EffectKey, derive_seed
+from agentrl.effect import derive_seed
 from agentrl.engines.contract import Offers
 from agentrl.episode import Episode, Turn
 from agentrl.errors import UserError
-from agentrl.rollout.contract import GroupRun
+from agentrl.rollout.contract import GroupRun, kept_of
 
 _Place: TypeAlias = tuple[Turn, int]
 """A turn that is drawn anew, and how many of its tokens are kept."""
@@ -93,6 +93,4 @@ async def _rollout(run: GroupRun, member: int, shown: Episode | None, place: _Pl
     if shown is None or place is None:
         return await run.run(member)
     turn, kept = place
-    position = int(turn.id.rpartition(":")[2])
-    forced = {EffectKey(turn.branch, 0, position): tuple(turn.sampled_ids[:kept].tolist())} if kept else None
-    return await run.fork(member, shown, await run.cut_before(shown, turn), forced)
+    return await run.fork(member, shown, await run.cut_before(shown, turn), kept_of(turn, kept))

@@ -78,7 +78,7 @@ ATTEMPTS: dict[str, str] = {
     "host-tmp": "assert 'escapes-' in ''.join(os.listdir('/tmp')); escaped()",
     "shadow": "open('/etc/shadow').read(); escaped()",
     "real-passwd": "assert len(open('/etc/passwd').readlines()) > 3; escaped()",
-    "ssh-keys": "os.listdir(os.path.expanduser('~root/.ssh') if os.path.isdir('/root') else '/root/.ssh'); escaped()",
+    "ssh-keys": "os.listdir('/root/.ssh'); escaped()",
     "write-usr": "open('/usr/escape', 'w'); escaped()",
     "write-root": "open('/escape', 'w'); escaped()",
     "write-etc": "open('/etc/escape', 'w'); escaped()",
@@ -96,7 +96,9 @@ ATTEMPTS: dict[str, str] = {
     "chroot-out": "os.mkdir('d'); os.chroot('d'); os.chroot('../' * 20); open(HOST['secret']); escaped()",
     "pivot-root": "os.mkdir('d'); call(155 if x86 else 41, b'd', b'd'); escaped()",
     "handle-open": "call(304 if x86 else 265, -100, ctypes.create_string_buffer(64), 0); escaped()",
-    "handle-name": "call(303 if x86 else 264, -100, b'/', ctypes.create_string_buffer(64), ctypes.byref(ctypes.c_int()), 0); escaped()",
+    "handle-name": """
+        call(303 if x86 else 264, -100, b'/', ctypes.create_string_buffer(64), ctypes.byref(ctypes.c_int()), 0); escaped()
+    """,
     # process 1 and its secrets
     "proc-1-environ": "open('/proc/1/environ', 'rb').read(); escaped()",
     "host-environ": """
@@ -119,8 +121,8 @@ ATTEMPTS: dict[str, str] = {
     """,
     "limits-of-1": "import resource; resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)); escaped()",
     "inherited-descriptors": """
-        assert [n for n in os.listdir('/proc/self/fd') if int(n) > 2 and stat.S_ISSOCK(os.stat(f'/proc/self/fd/{n}').st_mode)]
-        escaped()
+        held = [n for n in range(3, 999) if os.path.exists(f'/proc/self/fd/{n}')]
+        assert held; escaped(held)
     """,
     "signal-host": "os.kill(HOST['pid'], 0); escaped()",
     "kill-all": """
@@ -160,11 +162,12 @@ ATTEMPTS: dict[str, str] = {
     "umount": "call(166 if x86 else 39, b'/proc/sys', 2); escaped()",
     "new-mount-api": "call(430, b'tmpfs', 0); escaped()",
     "open-tree": "call(428, -100, b'/', 1); escaped()",
-    "uid-map": "open('/proc/self/uid_map', 'w').write('0 0 1'); escaped()",
+    "uid-map": "os.write(os.open('/proc/self/uid_map', os.O_WRONLY), b'0 0 1'); escaped()",
     "device-node": "os.mknod('disk', stat.S_IFBLK | 0o600, os.makedev(254, 0)); escaped()",
     "device-open": """
-        found = [n for n in os.listdir('/dev') if stat.S_ISBLK(os.stat(f'/dev/{n}').st_mode) or n in ('mem', 'kmsg', 'kvm', 'fuse')]
-        assert found; escaped(found)
+        kinds = {n: os.stat(f'/dev/{n}').st_mode for n in os.listdir('/dev') if os.path.exists(f'/dev/{n}')}
+        assert {n for n, mode in kinds.items() if stat.S_ISBLK(mode)} | {'mem', 'kmsg', 'kvm', 'fuse', 'net'} & set(kinds)
+        escaped()
     """,
     # the kernel
     "core-pattern": "open('/proc/sys/kernel/core_pattern', 'w').write('|/work/x'); escaped()",

@@ -328,7 +328,7 @@ def test_the_calls_and_the_limits_hold_for_an_ordinary_user_too() -> None:
     if python is None or not reachable(str(ROOT)) or not all(map(reachable, packages)):
         pytest.skip("neither this Python nor the system's, with its packages, can be run by an ordinary user here")
     folders = [str(ROOT), *(str(ROOT / name) for name in ("tools", "sandboxes", "workflows")), *packages]
-    files = [str(Path(__file__).with_name(f"test_process{name}.py")) for name in ("", "_limits", "_filter")]
+    files = [str(Path(__file__).with_name(f"test_process{name}.py")) for name in ("", "_limits", "_filter", "_escapes")]
     ran = subprocess.run(
         [python, "-m", "pytest", "-n", "0", "-q", *files],
         user=NOBODY,

@@ -22,6 +22,7 @@ from agentrl_sandboxes.docker.attach import attach
 from agentrl_sandboxes.docker.container import bound, config
 from agentrl_sandboxes.docker.owner import RUN
 from agentrl_sandboxes.docker.sent import sources
+from agentrl_sandboxes.process.seccomp import MACHINES, program
 from agentrl_sandboxes.process.session import ProcessSession, longest, setup
 from agentrl_sandboxes.process.wire import Wire
 
@@ -232,6 +233,7 @@ class DockerBackend:
 
     def _told(self, limits: SandboxLimits) -> dict[str, Any]:
         told = setup(limits, work="/work", env=self._env, paths=[], isolated=False, watched=self._gvisor)
+        told["filters"] = {machine: program(machine, bounded=True) for machine in MACHINES}
         if self._gvisor:
             user, group = map(int, self._spec.user.split(":"))
             told |= {"user": user, "group": group, "processes": limits.processes, "memory": bound(limits)}

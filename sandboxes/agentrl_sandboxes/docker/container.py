@@ -49,7 +49,7 @@ def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gviso
             "IpcMode": "private",
             "CapDrop": ["ALL"],
             "CapAdd": ["SETUID", "SETGID", "KILL"] if gvisor else [],  # of process 1, see `inside.GuardedRunner`
-            "SecurityOpt": ["no-new-privileges"],  # and the engine's own seccomp filter
+            "SecurityOpt": ["no-new-privileges"],  # and the engine's filter of system calls, to which process 1 adds its own
             "ReadonlyRootfs": True,
             "Tmpfs": {place: _tmpfs(limits, share, spec.user) for place, share in PLACES.items()},
             "Memory": memory,

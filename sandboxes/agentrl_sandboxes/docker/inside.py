@@ -6,6 +6,7 @@ It is sent, as source, over standard input (`sent`), so that any image with a Py
 from __future__ import annotations
 
 import _signal
+import ctypes
 import errno
 import os
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from agentrl_sandboxes.process.inside.runner import Runner, Stream
 
 CGROUP = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")
 
+SET_SECCOMP, BY_PROGRAM = 22, 2
+
 
 class ContainerRunner(Runner):
     """Hears on standard input and answers on standard output; both are its own alone, for what it starts gets other streams."""
@@ -23,6 +26,11 @@ class ContainerRunner(Runner):
     def __init__(self) -> None:
         super().__init__(0)
         self.ended_by_memory = memory_ends()
+
+    def do_open(self, setup: dict[str, Any], body: bytes) -> None:
+        if program := setup["filters"].get(os.uname().machine):
+            filter_calls(program)
+        super().do_open(setup, body)
 
     def tell(self, what: str, *figures: object, body: bytes = b"") -> None:
         head = " ".join(map(str, (self._number, what, *figures))).encode()
@@ -98,6 +106,20 @@ class GuardedRunner(ContainerRunner):
         living = sum(name.isdigit() for name in os.listdir("/proc")) - 1
         self.crowded = living > self.setup["processes"]
         return self.crowded or (total - free) << 10 > self.setup["memory"]
+
+
+class Program(ctypes.Structure):
+    """struct sock_fprog: how many instructions of eight bytes, and where."""
+
+    _fields_ = (("count", ctypes.c_ushort), ("lines", ctypes.c_void_p))
+
+
+def filter_calls(program: bytes) -> None:
+    """Adds a filter to the engine's own, for this process and all that it starts."""
+    lines = ctypes.create_string_buffer(program, len(program))
+    call = ctypes.CDLL(None, use_errno=True).prctl
+    if call(SET_SECCOMP, BY_PROGRAM, ctypes.byref(Program(len(program) // 8, ctypes.addressof(lines))), 0, 0):
+        raise OSError(ctypes.get_errno(), "the filter of system calls is refused")
 
 
 def outcome(work: Callable[..., bytes | None], *given: object) -> bytes:

@@ -1,7 +1,7 @@
 """A scripted policy for the pipelines: it tries programs until both examples come out right, and answers with that one.
 
-It reads the prompt alone, as the model does. Each try is, with probability `skill`, a reading of the words that was not tried yet,
-else any program of as many known lines. After the last try it answers with that one, right or not.
+It reads the prompt alone, as the model does. Each try is, with probability `skill`, a reading of the words that was not tried
+yet, else any program of as many known lines. After the last try it answers with that one, right or not.
 """
 
 from __future__ import annotations

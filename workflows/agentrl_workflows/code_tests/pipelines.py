@@ -5,10 +5,9 @@
     the odd ones, the last                          x = max(x)
                                                     return x
 
-"The odd ones" are the odd numbers or those in odd places, "the last" the last one or the largest: four programs, of which here two
-give 5 and 9 (the other is `x[-1]` of those at odd places); hidden tests on other lists know the right one. Everything is a function
-of its seed. Held-out problems have words in an order that no training problem has (a fifth of all orders, by a hash), or, of one
-stage, lists that none has.
+"The odd ones" are the odd numbers or those in odd places, "the last" the last one or the largest: four programs. Two of them
+give 5 and 9 here; hidden tests on other lists tell the right one. Everything is a function of its seed. Held-out problems have
+words in an order that no training problem has (a fifth of all orders, by a hash), or, of one stage, lists that none has.
 """
 
 from __future__ import annotations
@@ -46,6 +45,8 @@ HIDDEN = 8
 """Hidden tests of a problem."""
 HELD_OUT_SHARE = 5
 MOST = 3
+FAILURES = (IndexError, TypeError, ValueError, ZeroDivisionError)
+"""What a program can raise."""
 
 Program = tuple[str, ...]
 
@@ -65,15 +66,20 @@ def _stage(text: str) -> Callable[[list[int]], Any]:
     return eval(f"lambda x: {text}")  # one of `STAGES`
 
 
+def value(program: Program, given: Sequence[int]) -> Any:
+    """What the program makes of a list; raises what it raises."""
+    made: Any = list(given)
+    for stage in program:
+        made = _stage(stage)(made)
+    return made
+
+
 def outcome(program: Program, given: Sequence[int]) -> Any:
-    """What the program makes of a list; None where it raises."""
-    value: Any = list(given)
+    """The same; None where it raises."""
     try:
-        for stage in program:
-            value = _stage(stage)(value)
-    except (IndexError, TypeError, ValueError, ZeroDivisionError):
+        return value(program, given)
+    except FAILURES:
         return None
-    return value
 
 
 def train_problems(count: int, *, stages: Sequence[int] = (1, 2, 3), seed: int = 0) -> list[Problem]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from agentrl.errors import SandboxError
 from agentrl.sandbox import Backend, Command, Entry, Ran, SandboxLimits, Session
 from agentrl_tools.tests import harness
-from agentrl_workflows.code_tests.pipelines import HEAD, STAGES, TRIAL, Program, outcome, source
+from agentrl_workflows.code_tests.pipelines import FAILURES, HEAD, STAGES, TRIAL, Program, outcome, source, value
 
 LINE = re.compile(r"    x = (.*)\n")
 EXAMPLE = re.compile(r"^[ab], [uv] = (.*)$", re.MULTILINE)
@@ -55,10 +55,11 @@ class Lines:
             self._examples = [ast.literal_eval(text) for text in EXAMPLE.findall(code)]
             return Ran(0)
         program = stages(code.removesuffix(TRIAL))
-        values = [outcome(program, given) for given, _ in self._examples]
-        if None in values:
-            return Ran(1, stderr=b"it raises")
-        return Ran(0, f"{tuple(value == wanted for value, (_, wanted) in zip(values, self._examples, strict=True))}\n".encode())
+        try:
+            right = tuple(value(program, given) == wanted for given, wanted in self._examples)
+        except FAILURES as error:
+            return Ran(1, stderr=f"{type(error).__name__}: {error}".encode())
+        return Ran(0, f"{right}\n".encode())
 
     async def exec(self, command: Command) -> Ran:
         """Runs hidden tests as their harness would."""
