@@ -145,13 +145,13 @@ def test_a_cut_inside_a_turn_forces_what_is_before_it_and_one_between_turns_noth
         for length, fork in [(kept(run)[0], run.forks[0])]
     }
     assert found[2] == (0, {EffectKey("/", 0, 0): (0, 1)})
-    assert found[3] == (1, None) and found[4] == (2, None)
+    assert found[3] == (1, {}) and found[4] == (2, {})
     assert found[7] == (2, {EffectKey("/", 0, 6): (0, 1, 2)})
 
 
 def test_prefixes_of_each_depth_come_in_turn() -> None:
     run = asked(resets(size=7, cuts="each"), shown=demonstration())
-    assert [run.forks[member] for member in range(7)] == [(member % 3, None) for member in range(7)]
+    assert [run.forks[member] for member in range(7)] == [(member % 3, {}) for member in range(7)]
 
 
 def test_only_the_share_that_was_asked_for_begins_inside() -> None:
