@@ -39,7 +39,7 @@ class SandboxLimits:
     open_files: int = 256
     """Of one process."""
     disk_mb: int = 64
-    """What its writable places hold."""
+    """What its writable places hold; not part of `memory_mb`."""
     output: int = 1 << 20
     """Bytes of each stream of a call that are kept; what comes after is read and thrown away."""
     timeout: float = 30.0
@@ -120,7 +120,10 @@ class Session(Protocol):
     broken, and how.
     """
 
-    async def exec(self, command: Command) -> Ran: ...
+    async def exec(self, command: Command) -> Ran:
+        """Runs a command. It never raises `OSError`: a `cwd` or program that is not there is status 127, one that cannot be run
+        126, with the reason on stderr; what timed out is status -9. What it leaves running is ended with it."""
+        ...
 
     async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - what times out is a result
         """Runs code in the session's one Python, whose names last. The value of a last expression is printed as a REPL does.

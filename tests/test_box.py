@@ -85,9 +85,8 @@ def recorded(folder: Path) -> tuple[EpisodeHead, tuple[Effect, ...]]:
         return head, store.journal(head.id)
 
 
-async def resumed(function: Any, folder: Path, record: Sequence[Effect], head: EpisodeHead, sandbox: Any = REAL) -> Episode:
+async def goes_on(function: Any, folder: Path, record: Sequence[Effect], head: EpisodeHead, sandbox: Any = REAL) -> Episode:
     """The episode goes on from this record, as after a crash."""
-    folder.mkdir()
     with store_at(folder) as store:
         store.begin(head)
         store.append(head.id, list(record))
@@ -109,12 +108,11 @@ async def test_every_call_is_recorded_and_replayed_without_a_sandbox(tmp_path: P
 
 @pytest.mark.parametrize("kept", [1, 4, 6, 8])
 async def test_after_a_crash_the_calls_are_made_again(kept: int, tmp_path: Path) -> None:
-    (tmp_path / "first").mkdir()
-    await played(steady, tmp_path / "first")
-    head, record = recorded(tmp_path / "first")
-    episode = await resumed(steady, tmp_path / "second", record[:kept], head)
+        await played(steady, first)
+    head, record = recorded(first)
+    episode = await goes_on(steady, second, record[:kept], head)
     assert (episode.status, episode.output, episode.failure) == ("done", GIVEN, None)
-    assert len(recorded(tmp_path / "second")[1]) == len(record)
+    assert len(recorded(second)[1]) == len(record)
 
 
 async def unsteady(task: str, team: Team) -> str:
@@ -125,10 +123,9 @@ async def unsteady(task: str, team: Team) -> str:
 
 
 async def test_calls_that_give_something_else_end_the_episode_as_divergent(tmp_path: Path) -> None:
-    (tmp_path / "first").mkdir()
-    await played(unsteady, tmp_path / "first")
-    head, record = recorded(tmp_path / "first")
-    episode = await resumed(unsteady, tmp_path / "second", record[:1], head)
+        await played(unsteady, first)
+    head, record = recorded(first)
+    episode = await goes_on(unsteady, second, record[:1], head)
     assert (episode.status, episode.rewards) == ("divergent", ())
     assert episode.status not in FINISHED
     assert episode.failure is not None
@@ -138,10 +135,9 @@ async def test_calls_that_give_something_else_end_the_episode_as_divergent(tmp_p
 
 
 async def test_a_sandbox_that_cannot_go_on_twice_says_so_after_a_crash(tmp_path: Path) -> None:
-    (tmp_path / "first").mkdir()
-    await played(steady, tmp_path / "first")
-    head, record = recorded(tmp_path / "first")
-    episode = await resumed(steady, tmp_path / "second", record[:2], head, Counted("none"))
+        await played(steady, first)
+    head, record = recorded(first)
+    episode = await goes_on(steady, second, record[:2], head, Counted("none"))
     assert episode.status == "divergent"
     assert episode.failure is not None
     assert "the sandbox box 1 is gone, and Counted cannot make its calls again" in episode.failure.message
@@ -264,12 +260,13 @@ async def test_calls_at_the_same_time_take_turns_and_resume(tmp_path: Path) -> N
                     tasks.create_task(box.exec(f"echo {number} >> log"), name=str(number))
             return (await box.read("log")).decode()
 
-    (tmp_path / "first").mkdir()
-    episode = await played(work, tmp_path / "first")
+        episode = await played(work, first)
     assert sorted(episode.output.split()) == ["0", "1", "2", "3"]
-    head, record = recorded(tmp_path / "first")
+    head, record = recorded(first)
     made = [effect for effect in record if effect.name == "sandbox.exec"]
-    again = await resumed(work, tmp_path / "second", [effect for effect in record if effect.completed <= made[3].completed], head)
+    again = await goes_on(
+        work, second, [effect for effect in record if effect.completed <= made[3].completed], head
+    )
     assert (again.status, again.output) == ("done", episode.output)
 
 

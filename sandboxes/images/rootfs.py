@@ -137,6 +137,7 @@ def write(out: io.BufferedIOBase) -> None:
             add(info)
             return path
 
+        folder(Path("/bin"))  # a link, where /bin is /usr/bin
         for name in FOLDERS:
             folder(Path("/", name), 0o1777 if name in ("tmp", "work") else 0o755)
         for path in sorted(chosen()):

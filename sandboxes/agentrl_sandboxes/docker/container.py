@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 PLACES = {"/work": 11, "/tmp": 4, "/dev/shm": 1}
 """The writable places and their sixteenths of `disk_mb`. They lie in memory, so the container's bound is memory and disk."""
 SIXTEENTHS = 16
+NOT_WRITABLE = {"/dev/mqueue": "ro,size=4k"}
+"""The engine's own mount there could be written."""
 GVISOR_MEMORY = 128 << 20
 """What gVisor itself may hold, and what may be taken between two looks of process 1, which holds the code to its limits there."""
 GVISOR_THREADS = 1024
@@ -51,7 +53,7 @@ def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gviso
             "CapAdd": ["SETUID", "SETGID", "KILL"] if gvisor else [],  # of process 1, see `inside.GuardedRunner`
             "SecurityOpt": ["no-new-privileges"],  # and the engine's filter of system calls, to which process 1 adds its own
             "ReadonlyRootfs": True,
-            "Tmpfs": {place: _tmpfs(limits, share, spec.user) for place, share in PLACES.items()},
+            "Tmpfs": {place: _tmpfs(limits, share, spec.user) for place, share in PLACES.items()} | NOT_WRITABLE,
             "Memory": memory,
             "MemorySwap": memory,  # both together: no swap
             "PidsLimit": limits.processes + GVISOR_THREADS if gvisor else limits.processes + 1,  # process 1 is agentrl's

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentrl import Experiment, Policy, evaluate
+from agentrl import Agent, Experiment, Policy, evaluate, workflow
 from agentrl.engines import Demonstrations
 from agentrl.episode import Episode
 from agentrl.errors import SandboxError, UserError
@@ -116,7 +116,9 @@ def test_a_skilled_demonstrator_tries_every_reading_once_and_answers_with_the_ri
     problem = next(problem for problem in train_problems(9) if problem.kind == "2 stages")
     replies = tried(problem.text, "(False, False)", "(True, False)", "(False, True)")
     assert len({*replies}) == 4
-    assert {reply.removeprefix(script.OPEN).partition(TRIAL)[0] for reply in replies} == {*map(source, readings(words_of(problem)))}
+    assert {reply.removeprefix(script.OPEN).partition(TRIAL)[0] for reply in replies} == {
+        *map(source, readings(words_of(problem)))
+    }
     assert tried(problem.text, "(False, False)", "(True, True)")[-1] == replies[1].removeprefix(script.OPEN).partition(TRIAL)[0]
 
 
@@ -174,7 +176,8 @@ async def test_a_rehearsal_runs_nothing_but_known_lines(code: str) -> None:
 
 async def attempted(model: Path, respond: Callable[[str, random.Random], str], problem: Problem) -> Episode:
     """One episode in the real sandbox, of a policy that is a script."""
-    experiment = replace(code_tests(model), engine=Demonstrations(respond), sandbox=Process(warm=0))
+    roomy = workflow(Agent("coder", max_turns=4, max_tokens=512))(solve_small.function)  # bytes are many tokens
+    experiment = replace(code_tests(model), workflow=roomy, engine=Demonstrations(respond), sandbox=Process(warm=0))
     (episode,) = await shown(experiment, [problem])
     return episode
 

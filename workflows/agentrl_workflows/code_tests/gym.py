@@ -9,12 +9,13 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from agentrl import Agent, Episode, Experiment, Policy, Team, workflow
 from agentrl.credit import GiGPO
-from agentrl.errors import UserError
+from agentrl.errors import UserError, capture
 from agentrl.rollout import Independent
 from agentrl.tasks import Uniform
 from agentrl_sandboxes.process import Process
@@ -65,18 +66,23 @@ async def compute(task: GymTask, team: Team) -> str:
 
 
 def score(task: GymTask, output: str, episode: Episode) -> float:
-    """As the data set scores, 0 to 1."""
+    """As the data set scores, 0 to 1; 0 for an answer that its scorer cannot read (some raise then)."""
     data = _dataset(task.dataset, task.seed)
-    return float(data.score_answer(output, data[task.index]))
+    with capture():
+        return float(data.score_answer(output, data[task.index]))
+    return 0.0
 
 
 def gym(model: str | Path = "smollm2", *, seed: int = 0, steps: int = 100) -> Experiment[GymTask, str]:
-    """Reinforcement learning on `DATASETS`."""
+    """Reinforcement learning on `DATASETS`; held out are 200 problems that training does not have."""
+    tasks = gym_tasks(DATASETS, 4096, seed=seed)
+    known = {task.text for task in tasks}
+    others = (task for task in gym_tasks(DATASETS, 400, seed=seed, first=HELD_OUT) if task.text not in known)
     return Experiment(
         compute,
         reward=score,
-        tasks=Uniform(gym_tasks(DATASETS, 4096, seed=seed)),
-        held_out=gym_tasks(DATASETS, 200, seed=seed, first=HELD_OUT),
+        tasks=Uniform(tasks),
+        held_out=list(islice(others, 200)),
         rollout=Independent(8),
         credit=GiGPO(),
         policies=Policy("coder", model=model),

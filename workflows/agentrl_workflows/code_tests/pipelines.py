@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import product
+from itertools import islice, product
 from typing import Any, TypeVar
 
 from agentrl.effect import derive_seed
@@ -112,7 +112,7 @@ def _draw(rng: random.Random, stages: int, *, held_out: bool) -> Problem:
         if None in shown or [] in shown or not others:
             continue
         lists = (_list(rng, held_out=True) for _ in range(10 * HIDDEN))
-        hidden = [given for given in lists if outcome(program, given) is not None][:HIDDEN]
+        hidden = list(islice((given for given in lists if outcome(program, given) is not None), HIDDEN))
         setup = f"a, u = {a}, {shown[0]}\nb, v = {b}, {shown[1]}"
         return Problem(
             text=f"{setup}\n{', '.join(words)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import os
 import resource
@@ -195,13 +196,25 @@ def begin(control: int, streams: tuple[int, int, int], limits: Mapping[str, int]
         pass
 
 
+def _places(program: str, env: Mapping[str, str]) -> list[str]:
+    """Where it may be. `os.execvpe` would look there, too, and load a module for that in each child: a millisecond."""
+    if "/" in program:
+        return [program]
+    return [f"{folder or '.'}/{program}" for folder in env["PATH"].split(":")]
+
+
 def become(argv: list[str], cwd: str, env: dict[str, str]) -> NoReturn:
     """Goes on as another program; status 127 or 126 as a shell has it where it cannot."""
     what = cwd
     try:
         os.chdir(cwd)
         what = argv[0]
-        os.execvpe(argv[0], argv, env)
+        for path in _places(what, env):
+            try:
+                os.execve(path, argv, env)
+            except FileNotFoundError:
+                continue
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         os.write(2, os.fsencode(f"{what}: {reason}\n"))
