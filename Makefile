@@ -6,13 +6,14 @@
 # make wheel    the wheel in a new environment: `agentrl demo --smoke` without the clone
 # make browser  the pages of `view` and `report` in Chromium
 # make engines  .engines: SGLang and vLLM, each in an environment of its own (once; 4.2 GB), and `make test-engines` runs them
+# make sandboxes  a Docker engine with gVisor and an image, without a registry (root, if no engine runs); `make test-sandboxes` uses them
 # make bench    the benchmarks, one table each (learning studies are apart: benchmarks/search_qa.py, benchmarks/credit_curves.py)
 
 PY := .venv/bin/python
 OUT ?= runs/demo
 SEED ?= 0
 
-.PHONY: demo install check test smoke wheel browser engines test-engines bench clean
+.PHONY: demo install check test smoke wheel browser engines test-engines sandboxes test-sandboxes bench clean
 
 .venv/.demo: pyproject.toml scripts/install.sh
 	@scripts/install.sh demo
@@ -53,6 +54,14 @@ engines:
 # the contract, weights and faults on real servers; no skips
 test-engines: .venv/.dev engines
 	AGENTRL_ENGINES=1 $(PY) -m pytest -n 0 tests/engines_real
+
+# a second call does nothing; `scripts/sandboxes.sh stop` ends what it started
+sandboxes: .venv/.dev
+	@scripts/sandboxes.sh
+
+# containers by runc and by gVisor, and every attempt to get out of them; no skips
+test-sandboxes: .venv/.dev sandboxes
+	AGENTRL_SANDBOXES=1 $(PY) -m pytest -n 2 --dist loadfile tests/sandboxes_docker
 
 bench: .venv/.dev
 	@for program in $(filter-out benchmarks/search_qa.py benchmarks/credit_curves.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(PY) $$program || exit 1; done

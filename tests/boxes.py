@@ -36,5 +36,6 @@ def running(of: Experiment[Any, Any], store: SQLiteStore | None = None, respond:
 
 
 def store_at(folder: Path) -> SQLiteStore:
-    """A store that commits at once."""
+    """A store that commits at once; the folder is made."""
+    folder.mkdir(exist_ok=True)
     return SQLiteStore(folder / "store.db", commit_seconds=0.0)

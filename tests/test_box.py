@@ -108,11 +108,11 @@ async def test_every_call_is_recorded_and_replayed_without_a_sandbox(tmp_path: P
 
 @pytest.mark.parametrize("kept", [1, 4, 6, 8])
 async def test_after_a_crash_the_calls_are_made_again(kept: int, tmp_path: Path) -> None:
-        await played(steady, first)
-    head, record = recorded(first)
-    episode = await goes_on(steady, second, record[:kept], head)
+    await played(steady, tmp_path / "first")
+    head, record = recorded(tmp_path / "first")
+    episode = await goes_on(steady, tmp_path / "second", record[:kept], head)
     assert (episode.status, episode.output, episode.failure) == ("done", GIVEN, None)
-    assert len(recorded(second)[1]) == len(record)
+    assert len(recorded(tmp_path / "second")[1]) == len(record)
 
 
 async def unsteady(task: str, team: Team) -> str:
@@ -123,21 +123,21 @@ async def unsteady(task: str, team: Team) -> str:
 
 
 async def test_calls_that_give_something_else_end_the_episode_as_divergent(tmp_path: Path) -> None:
-        await played(unsteady, first)
-    head, record = recorded(first)
-    episode = await goes_on(unsteady, second, record[:1], head)
+    await played(unsteady, tmp_path / "first")
+    head, record = recorded(tmp_path / "first")
+    episode = await goes_on(unsteady, tmp_path / "second", record[:1], head)
     assert (episode.status, episode.rewards) == ("divergent", ())
     assert episode.status not in FINISHED
     assert episode.failure is not None
     assert episode.failure.fault == "replay"
-    assert "call 0 of box 1 (exec cat /proc" in episode.failure.message or "call 0 of box 1 (exec" in episode.failure.message
+    assert "call 0 of box 1 (exec" in episode.failure.message
     assert "made again, gave something else: stdout was '" in episode.failure.message
 
 
 async def test_a_sandbox_that_cannot_go_on_twice_says_so_after_a_crash(tmp_path: Path) -> None:
-        await played(steady, first)
-    head, record = recorded(first)
-    episode = await goes_on(steady, second, record[:2], head, Counted("none"))
+    await played(steady, tmp_path / "first")
+    head, record = recorded(tmp_path / "first")
+    episode = await goes_on(steady, tmp_path / "second", record[:2], head, Counted("none"))
     assert episode.status == "divergent"
     assert episode.failure is not None
     assert "the sandbox box 1 is gone, and Counted cannot make its calls again" in episode.failure.message
@@ -178,16 +178,16 @@ async def test_a_fork_of_a_live_episode_copies_its_sandbox(tmp_path: Path) -> No
     command = "cat /proc/sys/kernel/random/uuid > seen; cat seen"
     sandbox = Counted("exact")
     with store_at(tmp_path) as store:
-        async with running(experiment(written, sandbox, agents=[CODER]), store) as runtime:
-            async with runtime.line(command, group="g", member=0) as first:
-                cut = await first.point()
-                assert cut is not None
-                async with runtime.line(command, group="g", member=1, of=first.episode, cut=cut) as second:
-                    await second.point()
-                    second.run_on()
-                    fork = await second.ended()
-                first.run_on()
-                parent = await first.ended()
+        leading = running(experiment(written, sandbox, agents=[CODER]), store)
+        async with leading as runtime, runtime.line(command, group="g", member=0) as first:
+            cut = await first.point()
+            assert cut is not None
+            async with runtime.line(command, group="g", member=1, of=first.episode, cut=cut) as second:
+                await second.point()
+                second.run_on()
+                fork = await second.ended()
+            first.run_on()
+            parent = await first.ended()
     assert (parent.status, fork.status) == ("done", "done"), fork.failure
     assert fork.output == parent.output
     assert len(sandbox.opened) == 1  # the copy came from the session itself
@@ -209,11 +209,10 @@ async def test_cancelling_an_episode_ends_all_that_it_started(tmp_path: Path) ->
             began = time.monotonic()
             runtime.cancel("g.0")
             episode = await task
-            while alive(mark):
-                await asyncio.sleep(0.005)
+            left = alive(mark)
             seconds = time.monotonic() - began
     assert episode.status == "cancelled"
-    assert seconds < 1.0
+    assert (left, seconds < 1.0) == (0, True), seconds
 
 
 def alive(mark: str) -> int:
@@ -260,12 +259,12 @@ async def test_calls_at_the_same_time_take_turns_and_resume(tmp_path: Path) -> N
                     tasks.create_task(box.exec(f"echo {number} >> log"), name=str(number))
             return (await box.read("log")).decode()
 
-        episode = await played(work, first)
+    episode = await played(work, tmp_path / "first")
     assert sorted(episode.output.split()) == ["0", "1", "2", "3"]
-    head, record = recorded(first)
+    head, record = recorded(tmp_path / "first")
     made = [effect for effect in record if effect.name == "sandbox.exec"]
     again = await goes_on(
-        work, second, [effect for effect in record if effect.completed <= made[3].completed], head
+        work, tmp_path / "second", [effect for effect in record if effect.completed <= made[3].completed], head
     )
     assert (again.status, again.output) == ("done", episode.output)
 
@@ -298,7 +297,7 @@ class Lost:
     async def exec(self, command: Command) -> Ran:
         return await self.python("")
 
-    async def python(self, code: str, timeout: float | None = None) -> Ran:
+    async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - the contract's
         self._calls += 1
         if self._calls > 1:
             raise SandboxError("the sandbox ended: out of memory on the host")

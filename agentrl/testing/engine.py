@@ -5,38 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 
 import numpy as np
 
 from agentrl.engines.contract import Engine, Weights
 from agentrl.episode import Sampling
-from agentrl.errors import AgentRLError, EngineError, UserError, boundary, describe
+from agentrl.errors import AgentRLError, EngineError, boundary
+from agentrl.testing.claims import Broken, ClaimBroken, Nonconforming, refuse_unknown, require
 from agentrl.testing.engine_control import CONTROL_CHECKS
 from agentrl.testing.engine_offers import OFFER_CHECKS
 from agentrl.testing.engine_sampling import SAMPLING_CHECKS
-from agentrl.testing.subject import ClaimBroken, Subject, require
+from agentrl.testing.subject import Subject
 
 CHECKS = {check.__name__: check for check in (*SAMPLING_CHECKS, *OFFER_CHECKS, *CONTROL_CHECKS)}
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A check that failed: its name, what it claims, and what was seen."""
-
-    name: str
-    claim: str
-    seen: str
-
-
-class EngineNonconforming(AssertionError):
+class EngineNonconforming(Nonconforming):
     """Every claim of the contract that the engine broke."""
 
-    def __init__(self, engine: str, broken: Sequence[Broken], held: int) -> None:
-        self.broken = tuple(broken)
-        lines = [f"{engine} breaks {len(broken)} of {len(broken) + held} claims of the engine contract:"]
-        lines += [f"  {one.name}: {one.claim}\n    seen: {one.seen}" for one in broken]
-        super().__init__("\n".join(lines))
+    contract = "engine"
 
 
 async def check_engine(
@@ -58,9 +45,7 @@ async def check_engine(
     folders; `policy` is one adapter and `others` are further ones. Log-probs must agree within `atol`, each check end within
     `patience_s`. Raises `EngineNonconforming` with all broken claims.
     """
-    unknown = (set(only) | set(skip)) - set(CHECKS)
-    if unknown:
-        raise UserError(f"no engine check is called {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+    refuse_unknown("engine", (*only, *skip), CHECKS)
     broken: list[Broken] = []
     held: list[str] = []
     async with make() as engine:
@@ -74,8 +59,7 @@ async def check_engine(
                         await check(subject)
                 held.append(name)
             except (AgentRLError, TimeoutError) as error:
-                seen = f"nothing within {patience_s:g} s" if isinstance(error, TimeoutError) else describe(error)
-                broken.append(Broken(name, (check.__doc__ or "").strip(), seen))
+                broken.append(Broken.by(check, error, patience_s))
                 await _recover(engine, patience_s)
         if broken:
             raise EngineNonconforming(engine.info.name, broken, len(held))

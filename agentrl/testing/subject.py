@@ -15,6 +15,7 @@ import numpy.typing as npt
 from agentrl.engines.contract import Engine, GenerateRequest, Generation, ScoreRequest, Weights
 from agentrl.episode import EMPTY_IDS, FloatArray, IntArray, Sampling, Version, token_ids
 from agentrl.errors import AgentRLError, EngineError, UserError
+from agentrl.testing.claims import ClaimBroken, require
 
 LONG_S, LONGEST_S = 0.4, 0.6
 """What a request should last that is interrupted, if the context allows; and from where on it is made no longer."""
@@ -24,16 +25,6 @@ ROW_LIMIT = 1024
 """Up to this vocabulary the whole distribution at one position is scored, token by token."""
 
 Act: TypeAlias = Callable[[str], Awaitable[None]]
-
-
-class ClaimBroken(AgentRLError):
-    """What the engine did against its contract."""
-
-
-def require(holds: bool | np.bool_, message: str) -> None:
-    """Breaks the claim unless it holds."""
-    if not holds:
-        raise ClaimBroken(message)
 
 
 async def refused(call: Awaitable[Any], what: str, kinds: tuple[type[AgentRLError], ...] = (UserError, EngineError)) -> None:

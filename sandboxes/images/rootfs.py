@@ -17,61 +17,16 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PROGRAMS = [
-    "sh",
-    "bash",
-    "env",
-    "true",
-    "false",
-    "echo",
-    "printf",
-    "test",
-    "cat",
-    "cp",
-    "mv",
-    "rm",
-    "ln",
-    "ls",
-    "mkdir",
-    "rmdir",
-    "mktemp",
-    "touch",
-    "chmod",
-    "stat",
-    "head",
-    "tail",
-    "wc",
-    "sort",
-    "uniq",
-    "cut",
-    "tr",
-    "tee",
-    "seq",
-    "sleep",
-    "timeout",
-    "date",
-    "id",
-    "pwd",
-    "basename",
-    "dirname",
-    "realpath",
-    "dd",
-    "du",
-    "df",
-    "find",
-    "xargs",
-    "grep",
-    "sed",
-    "awk",
-    "diff",
-    "tar",
-    "gzip",
-    "ps",
-    "kill",
-]
+PROGRAMS = (
+    "sh", "bash", "env", "true", "false", "echo", "printf", "test", "cat", "cp", "mv", "rm", "ln", "ls", "mkdir", "rmdir",
+    "mktemp", "mkfifo", "touch", "truncate", "chmod", "stat", "head", "tail", "wc", "sort", "uniq", "cut", "tr", "tee",
+    "seq", "sleep", "timeout", "date", "id", "pwd", "basename", "dirname", "realpath", "readlink", "dd", "du", "df", "find",
+    "xargs", "grep", "sed", "awk", "diff", "cmp", "patch", "tar", "gzip", "ps", "kill", "expr", "comm", "paste", "split",
+    "od", "md5sum", "sha256sum", "uname", "hostname", "whoami", "nproc", "nice", "setsid", "which",
+)  # fmt: skip
 NOT_WANTED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "__pycache__"}
 FILES = {
-    "etc/passwd": "root:x:0:0:root:/:/bin/false\nuser:x:1000:1000:user:/work:/bin/sh\nnobody:x:65534:65534:nobody:/work:/bin/sh\n",
+    "etc/passwd": "root:x:0:0:root:/:/bin/false\nuser:x:1000:1000::/work:/bin/sh\nnobody:x:65534:65534:nobody:/work:/bin/sh\n",
     "etc/group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
@@ -124,7 +79,7 @@ def write(out: io.BufferedIOBase) -> None:
             tar.addfile(info, content)
 
         def folder(path: Path, mode: int = 0o755) -> Path:
-            """Where a folder truly lies, once it is there; links on the way (/bin, where it is /usr/bin) come after their ends."""
+            """Where a folder truly lies, once it is there; a link on the way (/bin to /usr/bin) comes after its end."""
             if path == path.parent:
                 return path
             path = folder(path.parent) / path.name

@@ -125,6 +125,13 @@ ATTEMPTS: dict[str, str] = {
         assert held; escaped(held)
     """,
     "signal-host": "os.kill(HOST['pid'], 0); escaped()",
+    "signal-parent": """
+        for number in range(1, 32):
+            if number not in (17, 18, 20, 23, 28):
+                try: os.kill(os.getppid(), number)
+                except OSError: pass
+        time.sleep(0.2)
+    """,
     "kill-all": """
         import signal
         if not os.fork(): os.kill(-1, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What the tests share: a backend for a module of tests, claims that are made of every backend, and what the engine still has."""
+"""What the tests share: a backend for a module, claims that are made of every backend, what the engine still has."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ async def test_a_command_that_finds_no_room_for_its_own_process_is_a_result(sess
 @pytest.mark.parametrize("place", ["/work", "/tmp", "/dev/shm"])
 async def test_a_flood_of_empty_files_ends_in_each_place(session: Session, place: str) -> None:
     code = (
-        f"n = 0\ntry:\n  while n < 10**6: open(f'{place}/{{n}}', 'x').close(); n += 1\nexcept OSError as error: print(n, error.errno)"
+        f"n = 0\ntry:\n  while n < 10**6: open(f'{place}/{{n}}', 'x').close(); n += 1\n"
+        "except OSError as error: print(n, error.errno)"
     )
     made, errno = map(int, (await session.exec(Command(("python3", "-c", code)))).text.split())
     assert (errno, made <= LIMITS.disk_mb * 256) == (28, True)

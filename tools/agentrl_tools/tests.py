@@ -4,9 +4,9 @@
     passed = sum(result.passed for result in results) / len(results)
 
 What is expected of a `Case` never enters the sandbox: the call's value comes out as text and is compared here. A `Check` is
-code and must go in. It runs beside the candidate, never with it: in a process that none of the candidate's code runs in and that
-it cannot look into, and whose word is taken only with a token that it was not given. What this does not stop: code that an agent
-left running in the same box before the tests began may read or change them as they start. Give checks a box of their own.
+code and must go in. It runs beside the candidate, never with it: in a process that none of the candidate's code runs in and
+that it cannot look into, and whose word is taken only with a token that it was not given. What this does not stop: code that an
+agent left running in the same box before the tests began may read or change them as they start. Give checks a box of their own.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Attached(socket.socket):
         """What process 1 wrote to its standard error: why it did not start, or fell."""
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Bytes of standard output; BlockingIOError if none came. The end is no silence but an error that names the container."""
+        """Bytes of standard output; BlockingIOError if none came. The end is an error that names the container."""
         piece = super().recv(size, flags)
         if not piece:
             words = self.words.strip().splitlines()

@@ -1,4 +1,8 @@
-"""The pool: containers that wait to be used, those that are used, and those on their way out."""
+"""The pool: containers that wait to be used, those that are used, and those on their way out.
+
+The engine is asked by aiodocker: to begin and remove a container takes it 2 ms of CPU, docker-py 4.5 in a thread (2 cores),
+and the engine itself some 200 either way. What a session says goes over a socket of its own (`attach`).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ OPENING = 60.0
 CLOSING = 1.0
 """Seconds that closing a session waits for its container to be gone; what takes longer goes on behind."""
 GONE = 30.0
-EVENTS = 10
+EVENTS = 20
 """Looks, 50 ms apart, for a word on why a container ended."""
 NO_SUCH, BUSY = 404, 409
 
@@ -223,7 +227,9 @@ class DockerBackend:
         asked = {"since": f"{since - 1:.3f}", "filters": json.dumps({"container": [name], "event": ["oom"]})}
         for _ in range(EVENTS):
             try:
-                async with self._client._query("events", params=asked | {"until": f"{time.time():.3f}"}) as answer:
+                async with self._client._query(  # type: ignore[reportPrivateUsage]  - `events.subscribe` waits for those to come
+                    "events", params=asked | {"until": f"{time.time():.3f}"}
+                ) as answer:
                     if await answer.read():
                         return True
             except (DockerError, aiohttp.ClientError, OSError):

@@ -15,8 +15,8 @@ PLACES = {"/work": 11, "/tmp": 4, "/dev/shm": 1}
 SIXTEENTHS = 16
 NOT_WRITABLE = {"/dev/mqueue": "ro,size=4k"}
 """The engine's own mount there could be written."""
-GVISOR_MEMORY = 128 << 20
-"""What gVisor itself may hold, and what may be taken between two looks of process 1, which holds the code to its limits there."""
+GVISOR_MEMORY = 512 << 20
+"""What gVisor itself holds, and what the code takes between two looks of process 1, which sees to the limits there."""
 GVISOR_THREADS = 1024
 """The same of threads. Where it can have no more, gVisor falls: this bound stands behind that of process 1."""
 
@@ -27,7 +27,7 @@ def bound(limits: SandboxLimits) -> int:
 
 
 def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gvisor: bool) -> dict[str, Any]:
-    """The body of a request to create one. Its process 1 lives no longer than who is attached to it, and it no longer than that."""
+    """The body of a request to create one. It lives no longer than who is attached to it."""
     memory = bound(limits) + (GVISOR_MEMORY if gvisor else 0)
     return {
         "Image": spec.image,

@@ -5,7 +5,7 @@ It is sent, as source, over standard input (`sent`), so that any image with a Py
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[reportMissingImports]
 import ctypes
 import errno
 import os
@@ -27,10 +27,10 @@ class ContainerRunner(Runner):
         super().__init__(0)
         self.ended_by_memory = memory_ends()
 
-    def do_open(self, setup: dict[str, Any], body: bytes) -> None:
+    def do_open(self, setup: dict[str, Any], _: bytes) -> None:
         if program := setup["filters"].get(os.uname().machine):
             filter_calls(program)
-        super().do_open(setup, body)
+        super().do_open(setup, _)
 
     def tell(self, what: str, *figures: object, body: bytes = b"") -> None:
         head = " ".join(map(str, (self._number, what, *figures))).encode()
@@ -54,7 +54,7 @@ class GuardedRunner(ContainerRunner):
 
     crowded = False
 
-    def do_open(self, setup: dict[str, Any], body: bytes) -> None:
+    def do_open(self, setup: dict[str, Any], _: bytes) -> None:
         bounds = processes.limit
 
         def limit(limits: Mapping[str, int]) -> None:
@@ -64,7 +64,7 @@ class GuardedRunner(ContainerRunner):
             os.setuid(setup["user"])
 
         processes.limit = limit  # the last that a child does to itself
-        super().do_open(setup, body)
+        super().do_open(setup, _)
 
     def do_read(self, path: str, _: bytes) -> None:
         self.tell("data", body=self.aside(files.read, path, self.setup["largest"]))

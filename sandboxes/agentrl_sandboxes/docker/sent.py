@@ -44,7 +44,7 @@ main()
 
 @cache
 def sources() -> bytes:
-    """What it reads: four bytes that say how long, then marshalled sources by the names of their modules; a package has none."""
+    """What it reads: four bytes that say how long, then marshalled sources by module; a package has none."""
     found = {}
     for name in MODULES:
         *above, own = name.split(".")

@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ class Docker:
             raise UserError(f'Docker() sandboxes have no network, got network={limits.network!r}; leave it at "none"')
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Backend]:
+    async def open(self) -> AsyncGenerator[Backend]:
         """The backend, until the block ends. `UserError` without an engine, the image or the runtime, with what to do."""
         if importlib.util.find_spec("aiodocker") is None:
             raise UserError("Docker() sandboxes need aiodocker; pip install 'agentrl-runtime[docker]'")
@@ -106,8 +106,8 @@ class Docker:
             image = await client.images.inspect(self.image)
         except DockerError as error:
             raise UserError(
-                f"the Docker engine has no image {self.image!r} ({error.message}); `docker pull` or build it, or `make sandboxes`"
-                " for agentrl-sandbox"
+                f"the Docker engine has no image {self.image!r} ({error.message}); `docker pull` or build it, or "
+                "`make sandboxes` for agentrl-sandbox"
             ) from error
         runtime = engine["Runtimes"][self.runtime or engine["DefaultRuntime"]]
         return environment(image), Path(runtime.get("path") or "").name.startswith("runsc")

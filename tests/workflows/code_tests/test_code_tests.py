@@ -26,8 +26,8 @@ from agentrl_workflows.code_tests.pipelines import (
     STAGES,
     TRIAL,
     held_out_problems,
+    lookup,
     outcome,
-    readings,
     source,
     train_problems,
 )
@@ -59,15 +59,20 @@ def test_no_training_problem_has_the_words_of_a_held_out_one() -> None:
     assert not train & {words_of(problem) for problem in test}
 
 
-def test_one_reading_at_least_gives_what_a_problem_says_and_one_does_not() -> None:
+def test_the_notes_of_a_problem_lead_to_its_example_and_to_its_hidden_tests() -> None:
     for problem in train_problems(60):
         names: dict[str, Any] = {}
         exec(problem.setup, names)
-        said = [names["u"], names["v"]]
-        made = [[outcome(program, names[name]) for name in "ab"] == said for program in readings(words_of(problem))]
-        assert any(made), problem.text
-        assert not all(made), problem.text
-        assert len(problem.calls) == len(problem.expected) == 8
+        program = tuple(names["notes"][word] for word in words_of(problem))
+        exec(source(program), names)
+        assert names["f"](names["a"]) == names["u"]
+        assert [repr(eval(call, names)) for call in problem.calls] == list(problem.expected)
+        assert len(problem.calls) == 8
+
+
+def test_both_readings_of_every_word_occur() -> None:
+    found = {meaning for problem in train_problems(60) for meaning in STAGES if repr(meaning) in problem.setup}
+    assert found == set(STAGES)
 
 
 def test_every_stage_is_the_python_that_it_says() -> None:
@@ -93,46 +98,56 @@ def test_problems_that_are_none_are_refused(count: int, stages: tuple[int, ...])
 
 def test_every_line_and_number_of_a_problem_is_one_token(model: Path) -> None:
     renderer = TemplateRenderer.from_folder(model, parser="tags")
-    for stage in STAGES:
-        assert len(renderer.encode(f"    x = {stage}\n")) == 1
-    pieces = set(words())
-    assert pieces >= {*READINGS, TRIAL, *map(str, range(100))}
+    for word, meanings in READINGS.items():
+        assert len(renderer.encode(lookup(word))) == 1
+        for stage in meanings:
+            assert len(renderer.encode(f"    x = {stage}\n")) == len(renderer.encode(repr(stage))) == 1
+    assert set(words()) >= {*READINGS, TRIAL, *map(str, range(100))}
     assert len(renderer.encode(source(STAGES[:2]) + TRIAL)) == 5
 
 
 # --- demonstrations -------------------------------------------------------------------------------------------------------
 
+ASKED = "a, u = [3, 8, 5, 1], 5\nthe odd ones, the last"
 
-def tried(first: str, *outputs: str, skill: float = 1.0, seed: int = 0) -> list[str]:
-    """What the demonstrator says to a problem, one reply for each output and one more."""
-    prompt, replies, rng = f"<|user|>{first}<|assistant|>", [], random.Random(seed)
+
+def replies_to(*outputs: str, skill: float = 1.0, asked: str = ASKED, seed: int = 0) -> list[str]:
+    """What the demonstrator says, one reply for each output and one more."""
+    prompt, replies, rng = f"<|user|>{asked}<|assistant|>", [], random.Random(seed)
     for output in (*outputs, ""):
         replies.append(script.demonstrator(skill)(prompt, rng))
         prompt += f"{replies[-1]}<|end|><|tool|>{output}<|assistant|>"
     return replies
 
 
-def test_a_skilled_demonstrator_tries_every_reading_once_and_answers_with_the_right_one() -> None:
-    problem = next(problem for problem in train_problems(9) if problem.kind == "2 stages")
-    replies = tried(problem.text, "(False, False)", "(True, False)", "(False, True)")
-    assert len({*replies}) == 4
-    assert {reply.removeprefix(script.OPEN).partition(TRIAL)[0] for reply in replies} == {
-        *map(source, readings(words_of(problem)))
-    }
-    assert tried(problem.text, "(False, False)", "(True, True)")[-1] == replies[1].removeprefix(script.OPEN).partition(TRIAL)[0]
+def test_a_skilled_demonstrator_looks_up_then_tries_then_answers() -> None:
+    program = source(("x[::2]", "max(x)"))
+    assert replies_to("'x[::2]'", "'max(x)'", "True") == [
+        f"<python>{lookup('the odd ones')}</python>",
+        f"<python>{lookup('the last')}</python>",
+        f"<python>{program}{TRIAL}</python>",
+        program,
+    ]
 
 
-def test_a_demonstrator_gives_up_after_its_tries() -> None:
-    *tries, answer = tried(train_problems(1)[0].text, *["(False, False)"] * script.TRIES, skill=0.0)
-    assert len(tries) == script.TRIES
-    assert answer == tries[-1].removeprefix(script.OPEN).partition(TRIAL)[0]
+def test_without_skill_every_valid_thing_is_done() -> None:
+    first = {replies_to(skill=0.0, seed=seed)[0] for seed in range(200)}
+    lookups = {f"<python>{lookup(word)}</python>" for word in ("the odd ones", "the last")}
+    programs = {source((one, two)) for one in READINGS["the odd ones"] for two in READINGS["the last"]}
+    assert first == lookups | programs | {f"<python>{program}{TRIAL}</python>" for program in programs}
 
 
 def test_a_demonstrator_refuses_what_it_cannot_read() -> None:
     with pytest.raises(UserError, match="a prompt that ends with known words, got 'sort this'"):
-        tried("sort this")
-    with pytest.raises(UserError, match="skill is a probability, got 2"):
-        script.demonstrator(2)
+        replies_to(asked="sort this")
+    with pytest.raises(UserError, match=r"together at most 1, got skill=0.6, haste=0.5"):
+        script.demonstrator(0.6, 0.5)
+
+
+def test_in_haste_it_answers_with_a_guess() -> None:
+    prompt = f"<|user|>{ASKED}<|assistant|>"
+    first = {script.demonstrator(0.0, 1.0)(prompt, random.Random(seed)) for seed in range(100)}
+    assert first == {source((one, two)) for one in READINGS["the odd ones"] for two in READINGS["the last"]}
 
 
 async def shown(experiment: Experiment[Any, Any], tasks: list[Problem]) -> list[Episode]:
@@ -142,7 +157,7 @@ async def shown(experiment: Experiment[Any, Any], tasks: list[Problem]) -> list[
 
 async def test_a_rehearsal_gives_what_the_real_sandbox_gives(model: Path) -> None:
     tasks = train_problems(12, seed=5)
-    warm = warm_up(model, skill=0.5)
+    warm = warm_up(model, skill=0.4, haste=0.0)
     rehearsed, real = await shown(warm, tasks), await shown(replace(warm, sandbox=Process(warm=2)), tasks)
 
     def told(episode: Episode) -> Any:
@@ -182,7 +197,7 @@ async def attempted(model: Path, respond: Callable[[str, random.Random], str], p
     return episode
 
 
-PROBLEM = Problem("Double.", "a, u = 1, 2\nb, v = 3, 6", calls=("f(2)", "f([1])"), expected=("4", "[1, 1]"))
+PROBLEM = Problem("Double.", "a, u = 1, 2", calls=("f(2)", "f([1])"), expected=("4", "[1, 1]"))
 DOUBLE = "def f(x):\n    return 2 * x"
 
 
@@ -190,7 +205,7 @@ async def test_code_is_run_then_judged_by_hidden_tests(model: Path) -> None:
     replies = iter([f"<python>{DOUBLE}{TRIAL}</python>", "<python>g</python>", DOUBLE])
     episode = await attempted(model, lambda prompt, rng: next(replies), PROBLEM)
     outputs = [made.output for turn in episode.turns for made in turn.tool_calls]
-    assert outputs == ["(True, True)", "NameError: name 'g' is not defined\n[exit status 1]"]
+    assert outputs == ["True", "NameError: name 'g' is not defined\n[exit status 1]"]
     assert (episode.output, episode.reward) == ({"passed": 2, "of": 2}, 1.0)
 
 
@@ -223,7 +238,7 @@ def test_a_step_of_each_phase_trains(model: Path, tmp_path: Path) -> None:
     from agentrl import train
 
     small: dict[str, Any] = {"tasks_per_step": 4, "held_out": held_out_problems(4), "checkpoint_every": 1}
-    warm = asyncio.run(train(replace(warm_up(model, steps=2, skill=1.0), **small), out=tmp_path / "warm"))
+    warm = asyncio.run(train(replace(warm_up(model, steps=2, skill=1.0, haste=0.0), **small), out=tmp_path / "warm"))
     experiment = replace(code_tests(warm.policies["coder"], steps=1), sandbox=Process(warm=2), **small)
     learned = asyncio.run(train(experiment, out=tmp_path / "rl"))
     assert learned.batches == 1

@@ -1,11 +1,13 @@
-"""A scripted policy for the pipelines: it tries programs until both examples come out right, and answers with that one.
+"""A scripted policy for the pipelines: right with a given skill, in haste with a given probability, else anything valid.
 
-It reads the prompt alone, as the model does. Each try is, with probability `skill`, a reading of the words that was not tried
-yet, else any program of as many known lines. After the last try it answers with that one, right or not.
+It reads the prompt alone, as the model does. The right thing is to look up the first word whose meaning is not known yet; then
+to try the program; then to answer with it. In haste it answers at once, and guesses every meaning that is not known. Other
+valid things are to look up any word of the problem, and to try, or to answer with, such a guess.
 """
 
 from __future__ import annotations
 
+import ast
 import random
 from collections.abc import Callable
 
@@ -13,39 +15,51 @@ from agentrl.effect import derive_seed
 from agentrl.errors import UserError
 from agentrl.transformer.tiny import ASSISTANT, SPECIAL, TOOL, USER
 from agentrl_workflows.code_tests.model import CLOSE, OPEN
-from agentrl_workflows.code_tests.pipelines import READINGS, STAGES, TRIAL, readings, source
+from agentrl_workflows.code_tests.pipelines import READINGS, TRIAL, lookup, source
 
 Demonstrator = Callable[[str, random.Random], str]
-TRIES = 5
-RIGHT = f"{TOOL}(True, True)"
 
 
-def demonstrator(skill: float, *, tries: int = TRIES) -> Demonstrator:
+def demonstrator(skill: float, haste: float = 0.0) -> Demonstrator:
     """`demonstrate(prompt, rng)`; see the module."""
-    if not 0 <= skill <= 1:
-        raise UserError(f"skill is a probability, got {skill}")
+    if min(skill, haste) < 0 or skill + haste > 1:
+        raise UserError(f"skill and haste are probabilities of a turn, together at most 1, got {skill=}, {haste=}")
 
     def demonstrate(prompt: str, rng: random.Random) -> str:
         asked, *turns = prompt.rpartition(USER)[2].split(ASSISTANT)
-        for token in SPECIAL:
-            asked = asked.partition(token)[0]
-        words = asked.rpartition("\n")[2].split(", ")
+        words = _until_special(asked).rpartition("\n")[2].split(", ")
         if not READINGS.keys() >= set(words):
             raise UserError(f"the demonstrator needs a prompt that ends with known words, got {asked[-80:]!r}")
-        tried = [turn.partition(OPEN)[2].partition(TRIAL)[0] for turn in turns if OPEN in turn]
-        if tried and (RIGHT in prompt or len(tried) == tries):
-            return tried[-1]
-        left = [text for program in readings(words) if (text := source(program)) not in tried]
-        if left and rng.random() < skill:
-            chosen = left[int(rng.random() * len(left))]
-        else:
-            chosen = source(tuple(STAGES[int(rng.random() * len(STAGES))] for _ in words))
-        return f"{OPEN}{chosen}{TRIAL}{CLOSE}"
+        known = {word: ast.literal_eval(text) for word in words for turn in turns if (text := _shown(turn, lookup(word)))}
+        guessed = source(tuple(known.get(word, READINGS[word][int(rng.random() * 2)]) for word in words))
+        lookups = [f"{OPEN}{lookup(word)}{CLOSE}" for word in words]
+        trial, unknown = f"{OPEN}{guessed}{TRIAL}{CLOSE}", [word for word in words if word not in known]
+        drawn = rng.random()
+        if drawn >= 1 - haste:
+            return guessed
+        if drawn >= skill:
+            valid = [*dict.fromkeys(lookups), trial, guessed]
+            return valid[int(rng.random() * len(valid))]
+        if unknown:
+            return f"{OPEN}{lookup(unknown[0])}{CLOSE}"
+        return guessed if any(_shown(turn, guessed + TRIAL) for turn in turns) else trial
 
     return demonstrate
 
 
-def teacher(skill: float, *, seed: int = 0) -> Demonstrator:
+def teacher(skill: float, haste: float, *, seed: int = 0) -> Demonstrator:
     """A fixed set of demonstrations: the same prompt always gets the same reply."""
-    demonstrate = demonstrator(skill)
+    demonstrate = demonstrator(skill, haste)
     return lambda prompt, rng: demonstrate(prompt, random.Random(derive_seed("code_tests demonstration", seed, prompt)))
+
+
+def _shown(turn: str, code: str) -> str:
+    """What this code gave in a turn; empty = it was not run there."""
+    _, found, rest = turn.partition(f"{OPEN}{code}{CLOSE}")
+    return _until_special(rest.partition(TOOL)[2]) if found else ""
+
+
+def _until_special(text: str) -> str:
+    for token in SPECIAL:
+        text = text.partition(token)[0]
+    return text

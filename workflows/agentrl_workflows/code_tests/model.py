@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.transformer.tiny import make_tiny_model
-from agentrl_workflows.code_tests.pipelines import END, HEAD, READINGS, STAGES, TRIAL
+from agentrl_workflows.code_tests.pipelines import END, HEAD, READINGS, STAGES, TRIAL, lookup
 
 TOOLS = ("python",)
 OPEN, CLOSE = "<python>", "</python>"
@@ -29,12 +29,13 @@ ERRORS = (
 
 def words() -> Iterator[str]:
     """What is one token."""
-    yield from ("a, u = [", "\nb, v = [", "], ", "]\n", "[", "]", ", ", "\n")
+    yield from ("a, u = [", "], ", "]\n", "[", "]", ", ", "\n", "True", "False")
     yield from map(str, range(200))
-    yield from READINGS
     yield from (HEAD, END, TRIAL)
+    for word, readings in READINGS.items():
+        yield from (word, lookup(word))
+        yield from map(repr, readings)
     yield from (f"    x = {stage}\n" for stage in STAGES)
-    yield from (f"({one}, {other})" for one in (True, False) for other in (True, False))
     yield from ERRORS
 
 

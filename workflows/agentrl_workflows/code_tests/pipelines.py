@@ -1,21 +1,21 @@
-"""Small programs told in words that can be read in two ways, with two examples: which reading is meant, a run tells.
+"""Small programs told in words of a house style; what a word means in this project is in `notes`, in the agent's session.
 
-    a, u = [3, 8, 5, 1], 5                      def f(x):
-    b, v = [2, 9, 7, 4], 9                          x = [v for v in x if v % 2 == 1]
-    the odd ones, the last                          x = max(x)
-                                                    return x
+    a, u = [3, 8, 5, 1], 5              >>> notes['the odd ones']      def f(x):
+    the odd ones, the last              '[v for v in x if v % 2 == 1]'     x = [v for v in x if v % 2 == 1]
+                                        >>> notes['the last']              x = max(x)
+                                        'max(x)'                           return x
 
-"The odd ones" are the odd numbers or those in odd places, "the last" the last one or the largest: four programs. Two of them
-give 5 and 9 here; hidden tests on other lists tell the right one. Everything is a function of its seed. Held-out problems have
-words in an order that no training problem has (a fifth of all orders, by a hash), or, of one stage, lists that none has.
+Each word has two readings; the notes of a problem say which one holds. A guess may fit the example; hidden tests on other lists
+tell it from the right program. Everything is a function of its seed. Held-out problems have words in an order that no training
+problem has (a fifth of all orders, by a hash), or, of one stage, example lists that none has.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import islice, product
+from itertools import islice
 from typing import Any, TypeVar
 
 from agentrl.effect import derive_seed
@@ -38,8 +38,8 @@ NUMBERS = {"the total": ("sum(x)", "len(x)"), "the first": ("x[0]", "min(x)"), "
 READINGS = {**LISTS, **NUMBERS}
 STAGES = tuple(reading for readings in READINGS.values() for reading in readings)
 HEAD, END = "def f(x):\n", "    return x"
-TRIAL = "\nf(a) == u, f(b) == v"
-"""What a program is tried with; the session knows the examples."""
+TRIAL = "\nf(a) == u"
+"""What a program is tried with; the session knows the example."""
 LENGTH, DIGITS = 4, 10
 HIDDEN = 8
 """Hidden tests of a problem."""
@@ -56,9 +56,9 @@ def source(program: Program) -> str:
     return HEAD + "".join(f"    x = {stage}\n" for stage in program) + END
 
 
-def readings(words: Sequence[str]) -> Iterator[Program]:
-    """Every program that the words may mean."""
-    return product(*(READINGS[word] for word in words))
+def lookup(word: str) -> str:
+    """The code that shows what a word means."""
+    return f"notes[{word!r}]"
 
 
 @cache
@@ -84,39 +84,39 @@ def outcome(program: Program, given: Sequence[int]) -> Any:
 
 def train_problems(count: int, *, stages: Sequence[int] = (1, 2, 3), seed: int = 0) -> list[Problem]:
     """`count` problems that take turns in their number of stages."""
-    return _problems(count, stages, "train", seed)
+    return list(_problems(count, tuple(stages), "train", seed))
 
 
 def held_out_problems(count: int, *, stages: Sequence[int] = (1, 2, 3), seed: int = 0) -> list[Problem]:
     """`count` held-out problems."""
-    return _problems(count, stages, "held out", seed)
+    return list(_problems(count, tuple(stages), "held out", seed))
 
 
-def _problems(count: int, stages: Sequence[int], split: str, seed: int) -> list[Problem]:
+@cache
+def _problems(count: int, stages: tuple[int, ...], split: str, seed: int) -> tuple[Problem, ...]:
     if count < 1 or not stages or not 1 <= min(stages) <= max(stages) <= MOST:
-        raise UserError(f"ask for at least one problem of 1 to {MOST} stages, got count={count}, stages={tuple(stages)}")
+        raise UserError(f"ask for at least one problem of 1 to {MOST} stages, got count={count}, stages={stages}")
     rng = random.Random(derive_seed("code_tests", split, seed))
-    return [_draw(rng, stages[at % len(stages)], held_out=split == "held out") for at in range(count)]
+    return tuple(_draw(rng, stages[at % len(stages)], held_out=split == "held out") for at in range(count))
 
 
 def _draw(rng: random.Random, stages: int, *, held_out: bool) -> Problem:
-    """Draws again until both examples have a value, and the readings are not all of one outcome."""
+    """Draws again until the example has a value that is not the list itself, and there are hidden tests enough."""
     while True:
         words = [_pick(rng, tuple(LISTS)) for _ in range(stages - 1)] + [_pick(rng, tuple(READINGS))]
         if stages > 1 and _apart(*words) != held_out:
             continue
-        program = tuple(_pick(rng, READINGS[word]) for word in words)
-        a, b = (_list(rng, held_out=held_out and stages == 1) for _ in "ab")
-        shown = [outcome(program, a), outcome(program, b)]
-        others = [other for other in readings(words) if [outcome(other, a), outcome(other, b)] != shown]
-        if None in shown or [] in shown or not others:
-            continue
+        notes = {word: _pick(rng, meanings) for word, meanings in READINGS.items()}
+        program = tuple(notes[word] for word in words)
+        shown = _list(rng, held_out=held_out and stages == 1)
         lists = (_list(rng, held_out=True) for _ in range(10 * HIDDEN))
         hidden = list(islice((given for given in lists if outcome(program, given) is not None), HIDDEN))
-        setup = f"a, u = {a}, {shown[0]}\nb, v = {b}, {shown[1]}"
+        if outcome(program, shown) in (None, [], shown) or len(hidden) < HIDDEN:
+            continue
+        example = f"a, u = {shown}, {outcome(program, shown)}"
         return Problem(
-            text=f"{setup}\n{', '.join(words)}",
-            setup=setup,
+            text=f"{example}\n{', '.join(words)}",
+            setup=f"{example}\nnotes = {notes}",
             calls=tuple(f"f({given})" for given in hidden),
             expected=tuple(repr(outcome(program, given)) for given in hidden),
             entry="f",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from agentrl_tools.tests import harness
 from agentrl_workflows.code_tests.pipelines import FAILURES, HEAD, STAGES, TRIAL, Program, outcome, source, value
 
 LINE = re.compile(r"    x = (.*)\n")
-EXAMPLE = re.compile(r"^[ab], [uv] = (.*)$", re.MULTILINE)
+SETUP = re.compile(r"a, u = (.*)\nnotes = (.*)")
+LOOKUP = re.compile(r"notes\['(.*)'\]")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Rehearsal:
     isolation: str = "none: runs known lines in this process, and nothing else"
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Backend]:
+    async def open(self) -> AsyncGenerator[Backend]:
         """It is its own backend."""
         yield self
 
@@ -46,20 +47,23 @@ class Lines:
     """See the module, and `Session`."""
 
     def __init__(self) -> None:
-        self._examples: list[tuple[list[int], Any]] = []
+        self._shown: tuple[list[int], Any] = ([], None)
+        self._notes: dict[str, str] = {}
 
     async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - the contract's
-        """Takes the examples, or tries a program on them."""
+        """Takes a problem's setup, looks up a word, or tries a program on the example."""
         del timeout
-        if not code.endswith(TRIAL):
-            self._examples = [ast.literal_eval(text) for text in EXAMPLE.findall(code)]
+        setup, word = SETUP.fullmatch(code), LOOKUP.fullmatch(code)
+        if setup:
+            self._shown, self._notes = (ast.literal_eval(text) for text in setup.groups())
             return Ran(0)
-        program = stages(code.removesuffix(TRIAL))
+        if word and word[1] in self._notes:
+            return Ran(0, f"{self._notes[word[1]]!r}\n".encode())
+        program, (given, wanted) = stages(code.removesuffix(TRIAL)), self._shown
         try:
-            right = tuple(value(program, given) == wanted for given, wanted in self._examples)
+            return Ran(0, f"{value(program, given) == wanted}\n".encode())
         except FAILURES as error:
             return Ran(1, stderr=f"{type(error).__name__}: {error}".encode())
-        return Ran(0, f"{right}\n".encode())
 
     async def exec(self, command: Command) -> Ran:
         """Runs hidden tests as their harness would."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agentrl import Agent, Episode, Team, workflow
 from agentrl_tools.python import Python
-from agentrl_tools.tests import run_tests
+from agentrl_tools.tests import Result, run_tests
 from agentrl_workflows.code_tests.problems import Problem, program_of
 
 SYSTEM = """You write Python. Try your code with the tool `python` before you answer: names last from call to call.
@@ -18,14 +20,17 @@ async def attempt(task: Problem, team: Team, *, brief: bool) -> Passed:
         if task.setup:
             await box.python(task.setup)
         reply = await team["coder"].run(task.text, tools=[Python(box, brief=brief)])
-        program = task.given + program_of(reply.text)
         if reply.stop != "answered":
             return {"passed": 0, "of": len(task.tests)}
+        program = task.given + program_of(reply.text)
         if not task.check:
-            results = await run_tests(box, program, task.tests)
-    if task.check:
-        async with team.sandbox() as box:  # a check goes in: nothing that the agent left running shall meet it
-            results = await run_tests(box, program, task.tests)
+            return counted(await run_tests(box, program, task.tests))
+    async with team.sandbox() as box:  # a check goes in: nothing that the agent left running shall meet it
+        return counted(await run_tests(box, program, task.tests))
+
+
+def counted(results: Sequence[Result]) -> Passed:
+    """How many passed."""
     return {"passed": sum(result.passed for result in results), "of": len(results)}
 
 

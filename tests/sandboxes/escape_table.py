@@ -1,0 +1,160 @@
+"""Runs every escape attempt on every backend that opens here, and writes the table into docs/sandboxes.md.
+
+    python -m tests.sandboxes.escape_table [--only process,docker,gvisor] [--json]
+
+As root, each backend is tried as uid 65534 too (of Docker, with the group of its socket). `--json` tries as who calls and
+writes nothing. It ends with status 1 if an attempt got through whose reason is not in `WEAKER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from agentrl.errors import UserError
+from agentrl.sandbox import SandboxSpec
+from agentrl_sandboxes.docker import Docker
+from agentrl_sandboxes.process import Process
+from tests.sandboxes import escapes
+from tests.sandboxes.escape_calls import CALLS, got_through
+from tests.sandboxes.process_backend import LIMITS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOC = ROOT / "docs" / "sandboxes.md"
+BEGIN, END = "<!-- escapes: begin (python -m tests.sandboxes.escape_table) -->", "<!-- escapes: end -->"
+NOBODY = 65534
+SOCKET = Path("/var/run/docker.sock")
+SPECS: Mapping[str, SandboxSpec] = {
+    "process": Process(limits=LIMITS, warm=2),
+    "docker": Docker(limits=LIMITS, warm=2),
+    "gvisor": Docker(limits=LIMITS, warm=1, runtime="runsc"),
+}
+NAMES = (*escapes.ATTEMPTS, *CALLS)
+WEAKER = {
+    ("docker", "cgroup-files"): "its own cgroup's files can be read; they cannot be written",
+    ("gvisor", "proc-1-environ"): "gVisor shows every process's environment; process 1's holds PATH, HOSTNAME and HOME alone",
+    ("gvisor", "proc-1-fd"): "process 1's descriptors are listed; they cannot be opened",
+    ("gvisor", "device-node"): "made in gVisor's own files, where it leads to no device",
+    ("gvisor", "device-open"): "gVisor's own /dev lists `fuse` and `net`, which are its kernel's and not the host's",
+    ("gvisor", "priority"): "taken and counted by gVisor's kernel alone; the host's is not told",
+    ("gvisor", "i386-calls"): "gVisor's kernel answers them",
+}
+"""What gets through as the attempt is written, and why that is no way out."""
+
+
+async def tried(backend: str, host: escapes.Host) -> dict[str, str]:
+    """How each attempt got through on a backend; empty = stopped. `UserError` if it does not open here."""
+    found: dict[str, str] = {}
+    async with SPECS[backend].open() as opened:
+        for name in NAMES:
+            session = await opened.session(LIMITS)
+            try:
+                found[name] = await got_through(opened, session, host, name)
+            finally:
+                await session.close()
+    return found
+
+
+def tried_by_me(backends: list[str]) -> dict[str, dict[str, str]]:
+    """By backend; one that does not open here is said on stderr and left out."""
+    found: dict[str, dict[str, str]] = {}
+    os.environ["OF_THE_HOST"] = "a secret"
+    with escapes.host() as host:
+        for backend in backends:
+            try:
+                found[backend] = asyncio.run(tried(backend, host))
+            except UserError as error:
+                print(f"{backend}: {error}", file=sys.stderr)
+    return found
+
+
+def reachable(path: str) -> bool:
+    return all(folder.stat().st_mode & 0o001 for folder in (Path(path).resolve(), *Path(path).resolve().parents))
+
+
+def tried_by_nobody(backends: list[str]) -> dict[str, dict[str, str]]:
+    """The same as uid 65534, by a Python that it may run."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    pythons = (path for path in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}") if Path(path).exists())
+    python = next(filter(reachable, pythons), None)
+    if python is None or not all(reachable(path) for path in (str(ROOT), *(path for path in sys.path if "-packages" in path))):
+        print(f"uid {NOBODY}: neither this Python nor the system's, with its packages, can be run by that user", file=sys.stderr)
+        return {}
+    groups = [SOCKET.stat().st_gid] if SOCKET.exists() else []
+    paths = [str(ROOT), *(str(ROOT / name) for name in ("tools", "sandboxes", "workflows")), *(path for path in sys.path if "-packages" in path)]
+    done = subprocess.run(
+        [python, "-m", "tests.sandboxes.escape_table", "--json", "--only", ",".join(backends)],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=groups,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def columns(backends: list[str]) -> dict[tuple[str, str], dict[str, str]]:
+    """By backend and user."""
+    me = "root" if os.getuid() == 0 else f"uid {os.getuid()}"
+    found = {(backend, me): results for backend, results in tried_by_me(backends).items()}
+    if os.getuid() == 0:
+        found |= {(backend, f"uid {NOBODY}"): results for backend, results in tried_by_nobody(backends).items()}
+    return {key: found[key] for key in sorted(found, key=lambda key: (list(SPECS).index(key[0]), key[1]))}
+
+
+def table(found: Mapping[tuple[str, str], Mapping[str, str]]) -> str:
+    """Markdown: a line for each attempt, a note for each weaker cell."""
+    notes: list[str] = []
+    lines = [
+        f"| attempt | {' | '.join(f'{backend}, {user}' for backend, user in found)} |",
+        f"| --- |{' --- |' * len(found)}",
+    ]
+    for name in NAMES:
+        cells = []
+        for (backend, _), results in found.items():
+            weak = WEAKER.get((backend, name))
+            note = f"{backend}, {name}: {weak}"
+            if results[name] and weak and note not in notes:
+                notes.append(note)
+            cells.append(
+                "stopped" if not results[name] else f"weaker [{notes.index(note) + 1}]" if weak else f"**{results[name]}**"
+            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    held = [sum(not results[name] for name in NAMES) for results in found.values()]
+    lines.append(f"| stopped of {len(NAMES)} | {' | '.join(map(str, held))} |")
+    return "\n".join([*lines, "", *(f"{number}. {note}." for number, note in enumerate(notes, 1))]).rstrip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SPECS), help="backends, with commas")
+    parser.add_argument("--json", action="store_true", help="what was found, for a program")
+    asked = parser.parse_args()
+    backends = asked.only.split(",")
+    if asked.json:
+        print(json.dumps(tried_by_me(backends)))
+        return 0
+    found = columns(backends)
+    text = DOC.read_text()
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    DOC.write_text(f"{before}\n{table(found)}\n{after}")
+    bad = [
+        f"{backend} as {user}, {name}: {how}"
+        for (backend, user), results in found.items()
+        for name, how in results.items()
+        if how and (backend, name) not in WEAKER
+    ]
+    print("\n".join(bad) or f"all stopped: {', '.join(f'{backend} as {user}' for backend, user in found)}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
