@@ -1,7 +1,7 @@
 # make demo     trains a search agent on this machine's CPU (a few minutes)
 # make install  .venv with everything that development needs
 # make check    ruff, pyright strict, sizes and arrows
-# make test     the tests (no root, no network)
+# make test     the tests (no root, no network); what was skipped is said, with why: sandboxes, where this machine cannot isolate
 # make smoke    the whole loop in under a minute
 # make wheel    the wheel in a new environment: `agentrl demo --smoke` without the clone
 # make browser  the pages of `view` and `report` in Chromium
@@ -33,7 +33,7 @@ check: .venv/.dev
 	$(PY) -m pytest tests/test_structure.py
 
 test: .venv/.dev
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist worksteal -rs
 
 # the whole loop, small: warm start and RL of a few steps, under a minute
 smoke: .venv/.dev

@@ -16,7 +16,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,25 @@ def resolve(text: str, *, group: str | None = None, table: Mapping[str, Any] | N
         module = load_file(Path(text.strip()))
         raise UserError(f"{text!r} is a file; say which name in it: {_listing(_public(module), prefix=text.strip() + ':')}")
     return _short_name(text.strip(), group, {} if table is None else table, methods=table is not None)
+
+
+class Offered(Mapping[str, Any]):
+    """What installed packages offer as entry points of a group, by short name; loaded when it is asked for."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def __getitem__(self, name: str) -> Any:
+        return resolve(name, group=self._group)
+
+    def __contains__(self, name: object) -> bool:
+        return name in importlib.metadata.entry_points(group=self._group).names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(importlib.metadata.entry_points(group=self._group).names))
+
+    def __len__(self) -> int:
+        return len(importlib.metadata.entry_points(group=self._group).names)
 
 
 def near(name: str, names: Iterable[str]) -> list[str]:

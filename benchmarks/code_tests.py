@@ -2,8 +2,8 @@
 
     python benchmarks/code_tests.py --out runs/code_study --seeds 0 1 2
 
-Goes on where it was stopped. CPU-seconds are those of the process and of the sandboxes that it ended; of a phase that was cut
-off and resumed, the sandboxes of its last session alone. Prints success on held-out problems that no setting was chosen on, and
+Goes on where it was stopped. CPU-seconds are those of the process and of its sandboxes (those of a session that was killed are
+not known, and not counted). Prints success on held-out problems that no setting was chosen on, and
 draws the curves.
 """
 
@@ -35,12 +35,17 @@ Run = Experiment[Problem, Passed]
 
 
 def learned(experiment: Run, out: Path) -> Path:
-    """The weights that a training ends with; what its sandboxes cost is kept beside them."""
+    """The weights that a training ends with; what its sandboxes cost is added up beside them."""
     before = sandboxes()
     weights = asyncio.run(train(experiment, out=out)).policies["coder"]
-    if sandboxes() > before:
-        (out / "sandboxes.json").write_text(json.dumps(sandboxes() - before))
+    (out / "sandboxes.json").write_text(json.dumps(kept(out) + sandboxes() - before))
     return weights
+
+
+def kept(run: Path) -> float:
+    """CPU-seconds of a training's sandboxes, over its sessions that came to an end."""
+    file = run / "sandboxes.json"
+    return json.loads(file.read_text()) if file.exists() else 0.0
 
 
 def sandboxes() -> float:
@@ -51,8 +56,7 @@ def sandboxes() -> float:
 
 def cost(run: Path) -> float:
     """CPU-seconds of a training, sandboxes included."""
-    kept = run / "sandboxes.json"
-    return last(spent(run)) + (json.loads(kept.read_text()) if kept.exists() else 0.0)
+    return last(spent(run)) + kept(run)
 
 
 def study(seed: int, out: Path, warm_steps: int, steps: int, problems: int) -> Outcome:
@@ -76,8 +80,7 @@ def study(seed: int, out: Path, warm_steps: int, steps: int, problems: int) -> O
     episodes = asyncio.run(rollout(first, problems, policies=model, tasks=fresh))
     scored = {COLUMNS[0]: [episode.reward for episode in episodes]}
     scored |= {name: rewards(experiment, weights, fresh) for name, weights in phases.items()}
-    sampled = {name: mean(rewards(experiment, weights, fresh, greedy=False)) for name, weights in phases.items()}
-    outcome = Outcome(seed, scored, sampled, cpu, curves(out, alone, experiment))
+    outcome = Outcome(seed, scored, {}, cpu, curves(out, alone, experiment))
     draft = done.with_suffix(".draft")
     draft.write_text(json.dumps(asdict(outcome)))
     draft.replace(done)
@@ -104,7 +107,7 @@ def curves(out: Path, alone: Path, experiment: Run) -> dict[str, list[list[float
 
     def of_checkpoints(run: Path) -> list[list[float]]:
         seconds = spent(run)
-        saved = checkpoints(run, "coder")
+        saved = checkpoints(run, "coder")[1::2]
         steps = [int(weights.name.removeprefix("step-")) for weights in saved]
         tasks = experiment.held_out
         return [[seconds[step], mean(rewards(experiment, weights, tasks))] for step, weights in zip(steps, saved, strict=True)]
@@ -117,7 +120,7 @@ def curves(out: Path, alone: Path, experiment: Run) -> dict[str, list[list[float
 
 
 def table(outcomes: Sequence[Outcome], tasks: Sequence[Problem]) -> str:
-    """By seed, the mean, by kind, sampled, and the intervals; Markdown."""
+    """By seed, the mean, by kind, and the intervals; Markdown."""
     lines = [
         f"Success on {len(tasks)} fresh held-out problems, greedy; CPU-seconds in brackets:\n",
         "| seed | " + " | ".join(COLUMNS) + " | RL over supervised |",
@@ -128,7 +131,6 @@ def table(outcomes: Sequence[Outcome], tasks: Sequence[Problem]) -> str:
         lines.append(f"| {o.seed} | " + " | ".join(cells) + f" | {gain(o):+.3f} |")
     lines.append(row("mean", outcomes, lambda o, name: mean(o.rewards[name])))
     lines += [row(kind, outcomes, of_kind(tasks, kind)) for kind in sorted({task.kind for task in tasks})]
-    lines.append(row("sampled", outcomes, lambda o, name: o.sampled.get(name, mean(o.rewards[name]))))
     return "\n".join([*lines, "", *intervals(outcomes)])
 
 
@@ -144,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--warm-steps", type=int, default=WARM_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--problems", type=int, default=400, help="fresh held-out problems")
+    parser.add_argument("--problems", type=int, default=300, help="fresh held-out problems")
     options = parser.parse_args()
     parts: Any = (options.warm_steps, options.steps, options.problems)
     outcomes = [study(seed, options.out / str(seed), *parts) for seed in options.seeds]

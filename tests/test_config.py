@@ -26,9 +26,12 @@ from agentrl.learning.schedules import Cosine
 from agentrl.objectives import NLL, Clipped, Objective
 from agentrl.resolve import resolve
 from agentrl.rollout import Independent, RandomTree, RolloutPlan
+from agentrl.sandbox import SandboxLimits
 from agentrl.team import Team
 from agentrl.transforms import OTC, BinaryAnswer, RewardTransform
 from agentrl.workflow import workflow
+from agentrl_sandboxes.docker import Docker
+from agentrl_sandboxes.process import Process
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "workflows")))}
@@ -108,10 +111,17 @@ def test_a_setting_leaves_the_given_experiment_and_all_else_alone() -> None:
         ("engine=sglang", SGLang()),
         ("rollout=independent", Independent()),
         ("credit=agentrl.credit.grpo:GRPO", GRPO()),
+        ("sandbox=process", Process()),
+        ("sandbox=agentrl_sandboxes.docker:Docker", Docker()),
     ],
 )
 def test_a_plug_in_is_named_by_a_short_name_or_its_module(setting: str, value: Any) -> None:
     assert getattr(apply_settings(experiment(), [setting]), setting.partition("=")[0]) == value
+
+
+def test_a_sandbox_by_name_takes_settings() -> None:
+    changed = apply_settings(experiment(), ["sandbox=process", "sandbox.warm=3", "sandbox.limits.memory_mb=64"])
+    assert changed.sandbox == Process(SandboxLimits(memory_mb=64), warm=3)
 
 
 def test_a_plug_in_inside_another_takes_a_short_name_by_its_annotation() -> None:
@@ -188,6 +198,9 @@ MISTAKES = [
     (["credit=json:dumps"], "dumps needs obj"),
     (["credit=string:Formatter"], "which lacks __call__, needs"),
     (["limits.deadline=-1"], "limits.deadline must be > 0"),
+    (["sandbox=proces"], "did you mean process"),
+    (["sandbox=process", "sandbox.limits.memory_mb=0"], "memory_mb must be > 0"),
+    (["sandbox.warm=1"], "sandbox is None, which has no field 'warm'"),
     (["workflow.agents.tester.max_turn=6"], "did you mean max_turns"),
 ]
 

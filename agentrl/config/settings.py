@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin
 
 from agentrl.config.values import CannotRead, expected, hints_of, lacking, read_value
 from agentrl.errors import UserError, capture, describe
-from agentrl.resolve import resolve, unknown
+from agentrl.resolve import Offered, resolve, unknown
 
 if TYPE_CHECKING:
     from agentrl.experiment import Experiment
@@ -36,6 +36,7 @@ def short_names(hint: Any) -> Mapping[str, Any] | None:
     from agentrl.objectives import OBJECTIVES, Objective
     from agentrl.probes import GAUGES, Gauge
     from agentrl.rollout import PLANS, RolloutPlan
+    from agentrl.sandbox import SandboxSpec
     from agentrl.transforms import TRANSFORMS, RewardTransform
 
     tables: dict[Any, Mapping[str, Any]] = {
@@ -46,6 +47,7 @@ def short_names(hint: Any) -> Mapping[str, Any] | None:
         Objective: OBJECTIVES,
         RolloutPlan: PLANS,
         Gauge: GAUGES,
+        SandboxSpec: Offered("agentrl.sandboxes"),
         EngineSpec: {"local": Local, "openai": OpenAI, "sglang": SGLang, "vllm": VLLM},
         Optimiser: {"adamw": AdamW, "muon": Muon},
         Schedule: {"constant": Constant, "linear": Linear, "cosine": Cosine},

@@ -379,5 +379,8 @@ async def got_through_program(session: Session, host: Host, name: str) -> str:
     said = ran.text + ran.error_text
     if "ESCAPED" in said or "SyntaxError" in said:
         return said.strip()[:200]
-    whole = (await session.exec(Command(("echo", "whole")))).text == "whole\n" and (await session.python("1")).text == "1\n"
+    try:
+        whole = (await session.exec(Command(("echo", "whole")))).text == "whole\n" and (await session.python("1")).text == "1\n"
+    except SandboxError as error:
+        return f"its sandbox is lost: {error}"
     return "" if whole else "its sandbox is broken"

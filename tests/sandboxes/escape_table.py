@@ -83,11 +83,12 @@ def tried_by_nobody(backends: list[str]) -> dict[str, dict[str, str]]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     pythons = (path for path in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}") if Path(path).exists())
     python = next(filter(reachable, pythons), None)
-    if python is None or not all(reachable(path) for path in (str(ROOT), *(path for path in sys.path if "-packages" in path))):
-        print(f"uid {NOBODY}: neither this Python nor the system's, with its packages, can be run by that user", file=sys.stderr)
+    packages = [path for path in sys.path if "-packages" in path]
+    if python is None or not all(map(reachable, (str(ROOT), *packages))):
+        print(f"uid {NOBODY} can run neither this Python nor the system's, with its packages", file=sys.stderr)
         return {}
     groups = [SOCKET.stat().st_gid] if SOCKET.exists() else []
-    paths = [str(ROOT), *(str(ROOT / name) for name in ("tools", "sandboxes", "workflows")), *(path for path in sys.path if "-packages" in path)]
+    paths = [str(ROOT), *(str(ROOT / name) for name in ("tools", "sandboxes", "workflows")), *packages]
     done = subprocess.run(
         [python, "-m", "tests.sandboxes.escape_table", "--json", "--only", ",".join(backends)],
         user=NOBODY,

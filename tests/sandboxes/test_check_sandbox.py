@@ -1,4 +1,4 @@
-"""`check_sandbox` holds for `Process`, and can fail: what isolates nothing breaks the claims that say so, by name."""
+"""`check_sandbox` can fail: what isolates nothing breaks the claims that say so. `test_docs.py` holds it for `Process`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,6 @@ from agentrl.testing import SandboxNonconforming, check_sandbox
 from agentrl.testing.sandbox import CHECKS
 from agentrl.testing.sandbox_isolation import ISOLATION_CHECKS
 from agentrl_sandboxes.process import Process
-from tests.sandboxes import process_backend
-
-backend = process_backend.backend
-
-
-@pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.usefixtures("backend")  # which skips, with why, where this machine cannot isolate
-async def test_every_claim_holds_for_process() -> None:
-    assert await check_sandbox(lambda: Process(warm=1)) == tuple(CHECKS)
 
 
 async def test_what_isolates_nothing_breaks_each_claim_of_isolation() -> None:
@@ -45,7 +36,7 @@ async def test_limits_that_are_not_kept_are_told_by_name() -> None:
 
 async def test_a_claim_that_takes_too_long_is_broken() -> None:
     large = SandboxLimits(memory_mb=1 << 20)
-    with pytest.warns(RuntimeWarning), pytest.raises(SandboxNonconforming, match="nothing within 0.05 s"):
+    with pytest.warns(RuntimeWarning), pytest.raises(SandboxNonconforming, match=r"nothing within 0\.05 s"):
         await check_sandbox(lambda: Process(unsafe_local=True, limits=large), only=["a_timeout_is_a_result"], patience_s=0.05)
 
 

@@ -5,7 +5,6 @@ that stdout nor the token, and none of their code ever runs where a check does: 
 what comes back is read as a literal. All run as the same user; the candidate's cannot look into the others (`seal`).
 """
 
-import ast
 import json
 import os
 import select
@@ -102,6 +101,8 @@ def serve(code, entry, source, sink):
 
 def remote(sink, source):
     """The candidate as the check sees it."""
+    from ast import literal_eval  # here, for most tests do without: it takes milliseconds to load
+
     replies = os.fdopen(source, "rb")
 
     def candidate(*arguments):
@@ -109,7 +110,7 @@ def remote(sink, source):
         told = json.loads(replies.readline(LONGEST))
         if "error" in told:
             raise RuntimeError(told["error"])
-        return ast.literal_eval(told["value"])
+        return literal_eval(told["value"])
 
     return candidate
 

@@ -22,6 +22,7 @@ from agentrl_workflows.code_tests import demonstrator as script
 from agentrl_workflows.code_tests.experiment import code_tests, warm_up
 from agentrl_workflows.code_tests.model import make_model, words
 from agentrl_workflows.code_tests.pipelines import (
+    HIDDEN,
     READINGS,
     STAGES,
     TRIAL,
@@ -67,7 +68,7 @@ def test_the_notes_of_a_problem_lead_to_its_example_and_to_its_hidden_tests() ->
         exec(source(program), names)
         assert names["f"](names["a"]) == names["u"]
         assert [repr(eval(call, names)) for call in problem.calls] == list(problem.expected)
-        assert len(problem.calls) == 8
+        assert len(problem.calls) == HIDDEN
 
 
 def test_both_readings_of_every_word_occur() -> None:

@@ -60,7 +60,7 @@ def warm_up(
     return Experiment(
         solve_small,
         reward=all_pass,
-        tasks=Uniform(train_problems(4096, stages=STAGES, seed=seed)),
+        tasks=Uniform(train_problems(64 * max(steps, 1), stages=STAGES, seed=seed + 1), shuffle=False),
         held_out=held_out_problems(200, stages=STAGES),
         rollout=Independent(1),
         credit=Imitation(least=1.0),

@@ -41,7 +41,7 @@ HEAD, END = "def f(x):\n", "    return x"
 TRIAL = "\nf(a) == u"
 """What a program is tried with; the session knows the example."""
 LENGTH, DIGITS = 4, 10
-HIDDEN = 8
+HIDDEN = 5
 """Hidden tests of a problem."""
 HELD_OUT_SHARE = 5
 MOST = 3

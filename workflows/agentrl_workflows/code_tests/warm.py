@@ -26,11 +26,11 @@ EDITION = 1
 
 
 def warm_model() -> Path:
-    """The model's folder, made at the first call: about two minutes of one core. `UserError` if that fails, with why."""
+    """The model's folder, made at the first call: half a minute of one core. `UserError` if that fails, with why."""
     folder = cache() / f"code_tests-{EDITION}"
     if (folder / "config.json").is_file():
         return folder
-    log.warning("code_tests: making a model and warming it up on demonstrations in %s, once (about two minutes)", folder)
+    log.warning("code_tests: making a model and warming it up in %s, once (half a minute of one core)", folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".code_tests.", suffix=".draft", dir=folder.parent) as place:
@@ -52,7 +52,7 @@ def warm_model() -> Path:
 def main(place: Path) -> None:
     """Makes and warms up the model in `place/warm`."""
     learned = asyncio.run(train(warm_up(make_model(place / "model")), out=place / "run"))
-    shutil.copytree(learned.policies["coder"], place / "warm")
+    shutil.copytree(learned.policies["coder"], place / "warm", ignore=shutil.ignore_patterns("learner.*"))
 
 
 if __name__ == "__main__":
