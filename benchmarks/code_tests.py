@@ -109,7 +109,7 @@ def curves(out: Path, alone: Path, experiment: Run) -> dict[str, list[list[float
         seconds = spent(run)
         saved = checkpoints(run, "coder")[1::2]
         steps = [int(weights.name.removeprefix("step-")) for weights in saved]
-        tasks = experiment.held_out
+        tasks = experiment.held_out[: experiment.eval_tasks]
         return [[seconds[step], mean(rewards(experiment, weights, tasks))] for step, weights in zip(steps, saved, strict=True)]
 
     begun, seconds = cost(out / "warm"), spent(out / "rl")

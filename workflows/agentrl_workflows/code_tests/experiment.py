@@ -23,11 +23,11 @@ from agentrl_workflows.code_tests.problems import Problem
 from agentrl_workflows.code_tests.rehearsal import Rehearsal
 from agentrl_workflows.code_tests.workflow import Passed, all_pass, solve_small
 
-SKILL, HASTE = 0.15, 0.65
-"""Demonstrations of somebody in a hurry: of 20 turns 13 are an answer by guess, 3 chosen as the right thing."""
+SKILL, HASTE = 0.2, 0.55
+"""Demonstrations of somebody in a hurry: of 20 turns 11 are an answer by guess, 4 chosen as the right thing."""
 STAGES = (1, 2, 3)
-WARM_STEPS = 100
-STEPS = 60
+WARM_STEPS = 200
+STEPS = 30
 
 
 def code_tests(model: str | Path = "code_tests", *, seed: int = 0, steps: int = STEPS) -> Experiment[Problem, Passed]:
@@ -47,8 +47,9 @@ def code_tests(model: str | Path = "code_tests", *, seed: int = 0, steps: int = 
         steps=steps,
         tasks_per_step=8,
         seed=seed,
-        eval_every=20,
-        checkpoint_every=20,
+        eval_every=10,
+        eval_tasks=100,
+        checkpoint_every=10,
         limits=Limits(concurrency=64),
     )
 

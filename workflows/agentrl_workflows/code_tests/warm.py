@@ -1,4 +1,4 @@
-"""The model `code_tests`: a million random weights, warmed up on demonstrations at its first use, and kept.
+"""The model `code_tests`: 0.7 million random weights, warmed up on demonstrations at its first use, and kept.
 
 `--set policies.model=code_tests` calls `warm_model()`; the folder is in `$AGENTRL_CACHE` or `~/.cache/agentrl`.
 """
