@@ -143,7 +143,7 @@ async def test_a_storm_of_forks_is_ended(session: Session) -> None:
         b"import os, time\nend = time.time() + 60\nwhile time.time() < end:\n try: os.fork()\n except OSError: pass\n",
     )
     ran = await session.exec(Command(("python3", "storm.py"), timeout=1))
-    assert ran.timed_out
+    assert ran.timed_out or ran.killed == "memory", "it may have more than memory_mb before the second is over"
     assert (await sh(session, "echo /proc/[0-9]*")).text.count("/proc/") <= 3
 
 

@@ -319,6 +319,7 @@ def reachable(path: str) -> bool:
     return all(folder.stat().st_mode & 0o001 for folder in (Path(path).resolve(), *Path(path).resolve().parents))
 
 
+@pytest.mark.timeout(280)  # several files of tests
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user; this is an ordinary user's run already")
 def test_the_calls_and_the_limits_hold_for_an_ordinary_user_too() -> None:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -343,7 +344,7 @@ def test_the_calls_and_the_limits_hold_for_an_ordinary_user_too() -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=110,
+        timeout=250,
     )
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
     assert "skipped" not in ran.stdout

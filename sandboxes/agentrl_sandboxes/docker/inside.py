@@ -164,8 +164,9 @@ class Deaths:
                 ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
             except ChildProcessError:
                 ended = True
-            if ended:
-                os.close(self._ends.pop(pid))
+            end = self._ends.pop(pid, None) if ended else None  # a signal in between may have closed it
+            if end is not None:
+                os.close(end)
 
 
 def main() -> None:

@@ -167,6 +167,7 @@ class Opening:
             if not self.opened.done():
                 self.session.wire.fail("it did not open")
                 self.end()
+                self.opened.add_done_callback(lambda end: end.cancelled() or end.exception())  # nobody asks what it came to
         if self.opened.exception() is None:
             return self.session
         await asyncio.wait([self.ended], timeout=1.0)

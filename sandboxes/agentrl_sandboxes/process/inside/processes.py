@@ -127,7 +127,7 @@ class Children:
 
     def memory(self, enough: int) -> int:
         """Bytes that the living processes hold: a sum that counts shared pages twice; if that is above `enough`, exactly."""
-        parts = [f"/proc/{pid}" for pid, above in self.below().items() if above in (self._own, self.kept)]
+        parts = [f"/proc/{pid}" for pid, above in self.below().items() if above in (self._own, self.kept or self._own)]
         rough = sum(_kilobytes(f"{part}/status", (b"RssAnon:", b"RssShmem:")) for part in parts) * 1024
         return rough if rough <= enough else sum(_kilobytes(f"{part}/smaps_rollup", (b"Pss:",)) for part in parts) * 1024
 
