@@ -80,7 +80,8 @@ def study(seed: int, out: Path, warm_steps: int, steps: int, problems: int) -> O
     episodes = asyncio.run(rollout(first, problems, policies=model, tasks=fresh))
     scored = {COLUMNS[0]: [episode.reward for episode in episodes]}
     scored |= {name: rewards(experiment, weights, fresh) for name, weights in phases.items()}
-    outcome = Outcome(seed, scored, {}, cpu, curves(out, alone, experiment))
+    sampled = {name: mean(rewards(experiment, weights, fresh, greedy=False)) for name, weights in phases.items()}
+    outcome = Outcome(seed, scored, sampled, cpu, curves(out, alone, experiment))
     draft = done.with_suffix(".draft")
     draft.write_text(json.dumps(asdict(outcome)))
     draft.replace(done)
@@ -120,7 +121,7 @@ def curves(out: Path, alone: Path, experiment: Run) -> dict[str, list[list[float
 
 
 def table(outcomes: Sequence[Outcome], tasks: Sequence[Problem]) -> str:
-    """By seed, the mean, by kind, and the intervals; Markdown."""
+    """By seed, the mean, by kind, sampled, and the intervals; Markdown."""
     lines = [
         f"Success on {len(tasks)} fresh held-out problems, greedy; CPU-seconds in brackets:\n",
         "| seed | " + " | ".join(COLUMNS) + " | RL over supervised |",
@@ -131,6 +132,7 @@ def table(outcomes: Sequence[Outcome], tasks: Sequence[Problem]) -> str:
         lines.append(f"| {o.seed} | " + " | ".join(cells) + f" | {gain(o):+.3f} |")
     lines.append(row("mean", outcomes, lambda o, name: mean(o.rewards[name])))
     lines += [row(kind, outcomes, of_kind(tasks, kind)) for kind in sorted({task.kind for task in tasks})]
+    lines.append(row("sampled", outcomes, lambda o, name: o.sampled.get(name, mean(o.rewards[name]))))
     return "\n".join([*lines, "", *intervals(outcomes)])
 
 
@@ -146,7 +148,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--warm-steps", type=int, default=WARM_STEPS)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--problems", type=int, default=300, help="fresh held-out problems")
+    parser.add_argument("--problems", type=int, default=200, help="fresh held-out problems")
     options = parser.parse_args()
     parts: Any = (options.warm_steps, options.steps, options.problems)
     outcomes = [study(seed, options.out / str(seed), *parts) for seed in options.seeds]

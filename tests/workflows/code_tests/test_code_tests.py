@@ -141,8 +141,8 @@ def test_without_skill_every_valid_thing_is_done() -> None:
 def test_a_demonstrator_refuses_what_it_cannot_read() -> None:
     with pytest.raises(UserError, match="a prompt that ends with known words, got 'sort this'"):
         replies_to(asked="sort this")
-    with pytest.raises(UserError, match=r"together at most 1, got skill=0.6, haste=0.5"):
-        script.demonstrator(0.6, 0.5)
+    with pytest.raises(UserError, match=r"are probabilities, got skill=0.6, haste=2"):
+        script.demonstrator(0.6, 2)
 
 
 def test_in_haste_it_answers_with_a_guess() -> None:

@@ -1,8 +1,9 @@
-"""A scripted policy for the pipelines: right with a given skill, in haste with a given probability, else anything valid.
+"""A scripted policy for the pipelines: in haste with a given probability; else right with a given skill.
 
-It reads the prompt alone, as the model does. The right thing is to look up the first word whose meaning is not known yet; then
-to try the program; then to answer with it. In haste it answers at once, and guesses every meaning that is not known. Other
-valid things are to look up any word of the problem, and to try, or to answer with, such a guess.
+It reads the prompt alone, as the model does. In haste it answers at once and guesses what every word means. Else, in each turn,
+it does the right thing with probability `skill`, and any valid thing otherwise. The right thing is to look up the first word
+whose meaning is not known yet; then to try the program; then to answer with it. Valid is to look up any word of the problem,
+and to try, or to answer with, a program in which what is not known is guessed.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ Demonstrator = Callable[[str, random.Random], str]
 
 def demonstrator(skill: float, haste: float = 0.0) -> Demonstrator:
     """`demonstrate(prompt, rng)`; see the module."""
-    if min(skill, haste) < 0 or skill + haste > 1:
-        raise UserError(f"skill and haste are probabilities of a turn, together at most 1, got {skill=}, {haste=}")
+    if not 0 <= skill <= 1 or not 0 <= haste <= 1:
+        raise UserError(f"skill and haste are probabilities, got skill={skill}, haste={haste}")
 
     def demonstrate(prompt: str, rng: random.Random) -> str:
         asked, *turns = prompt.rpartition(USER)[2].split(ASSISTANT)
@@ -34,10 +35,9 @@ def demonstrator(skill: float, haste: float = 0.0) -> Demonstrator:
         guessed = source(tuple(known.get(word, READINGS[word][int(rng.random() * 2)]) for word in words))
         lookups = [f"{OPEN}{lookup(word)}{CLOSE}" for word in words]
         trial, unknown = f"{OPEN}{guessed}{TRIAL}{CLOSE}", [word for word in words if word not in known]
-        drawn = rng.random()
-        if drawn >= 1 - haste:
+        if len(turns) == 1 and rng.random() < haste:
             return guessed
-        if drawn >= skill:
+        if rng.random() >= skill:
             valid = [*dict.fromkeys(lookups), trial, guessed]
             return valid[int(rng.random() * len(valid))]
         if unknown:

@@ -26,11 +26,11 @@ EDITION = 1
 
 
 def warm_model() -> Path:
-    """The model's folder, made at the first call: half a minute of one core. `UserError` if that fails, with why."""
+    """The model's folder, made at the first call: a minute of one core. `UserError` if that fails, with why."""
     folder = cache() / f"code_tests-{EDITION}"
     if (folder / "config.json").is_file():
         return folder
-    log.warning("code_tests: making a model and warming it up in %s, once (half a minute of one core)", folder)
+    log.warning("code_tests: making a model and warming it up in %s, once (a minute of one core)", folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".code_tests.", suffix=".draft", dir=folder.parent) as place:
