@@ -35,10 +35,11 @@ Run = Experiment[Problem, Passed]
 
 
 def learned(experiment: Run, out: Path) -> Path:
-    """The weights that a training ends with; what its sandboxes cost is added up beside them."""
-    before = sandboxes()
+    """The weights that a training ends with; what its sandboxes cost is added up beside them, until it is done."""
+    done, before = checkpoints(out, "coder")[-1:] == [out / f"checkpoints/coder/step-{experiment.steps:06d}"], sandboxes()
     weights = asyncio.run(train(experiment, out=out)).policies["coder"]
-    (out / "sandboxes.json").write_text(json.dumps(kept(out) + sandboxes() - before))
+    if not done:
+        (out / "sandboxes.json").write_text(json.dumps(kept(out) + sandboxes() - before))
     return weights
 
 
