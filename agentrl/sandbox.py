@@ -12,10 +12,11 @@ is a `SandboxError`, which ends the episode as lost, for no model is to blame.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from agentrl.episode import EMPTY_MAP
 from agentrl.errors import UserError
@@ -24,7 +25,11 @@ Fork: TypeAlias = Literal["exact", "replay", "none"]
 """How a session goes on twice: `exact`, files and live processes are copied; `replay`, its calls are made again in another and
 compared; `none`, it cannot."""
 Network: TypeAlias = "Literal['none'] | tuple[str, ...]"
-"""No network at all, not even a loopback to the host's; or the hosts, as `name:port`, that may be connected to."""
+"""No network at all, not even a loopback to the host's; or the hosts, as `name:port`, that may be connected to by TCP:
+names and ports as the machine knows them on which agentrl runs, `localhost:8000` too. One host may be a string."""
+LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+NAMED = re.compile(rf"(?=[^:]*[A-Za-z]|127\.0\.0\.1:)(?=.{{1,259}}$)(?:{LABEL}\.)*{LABEL}:([1-9][0-9]{{0,4}})")
+MOST_HOSTS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +55,23 @@ class SandboxLimits:
         for name in ("memory_mb", "processes", "cpu_seconds", "open_files", "disk_mb", "output", "timeout"):
             if not getattr(self, name) > 0:
                 raise UserError(f"a sandbox's {name} must be > 0, got {getattr(self, name)}")
-        if self.network != "none" and not all(":" in host for host in self.network):
-            raise UserError(f'a sandbox\'s network is "none" or a tuple of "host:port", got {self.network!r}')
+        if self.network != "none":
+            object.__setattr__(self, "network", _hosts(self.network))
+
+
+def _hosts(network: object) -> tuple[str, ...]:
+    """A list of hosts, checked."""
+    hosts = tuple(cast("Sequence[object]", (network,) if isinstance(network, str) else network))
+    for host in hosts:
+        found = NAMED.fullmatch(host) if isinstance(host, str) else None
+        if found is None or int(found[1]) > 65535:
+            raise UserError(
+                f'a sandbox\'s network is "none" or hosts as "name:port", got {host!r}; give an address a name in this '
+                "machine's /etc/hosts"
+            )
+    if not 0 < len(hosts) <= MOST_HOSTS or len(set(hosts)) < len(hosts):
+        raise UserError(f'a sandbox\'s network is "none" or 1 to {MOST_HOSTS} different hosts, got {network!r:.200}')
+    return cast("tuple[str, ...]", hosts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,19 +94,29 @@ async def _outcome(session: Session) -> Ran | SandboxError:
         return error
 
 
-async def a_network_that_it_cannot_give_is_refused(s: Subject) -> None:
-    """A list of hosts is kept, or refused with a UserError that says what to do; never taken and forgotten."""
-    try:
-        session = await s.session(replace(s.limits, network=("example.invalid:443",)))
-    except UserError as error:
-        require(len(str(error)) > 20, f"a network was refused with {str(error)!r}, which tells nothing")
-        return
-    code = f"import socket; socket.create_connection(('127.0.0.1', {s.host.port}), 2)"
-    require(not (await session.python(code)).ok, "a session with a list of hosts reached another host")
+async def a_network_by_list_is_that_list(s: Subject) -> None:
+    """A list of hosts is kept, to and fro, or refused with a UserError that says what to do; nothing else is reached."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        try:
+            session = await s.session(replace(s.limits, network=(f"localhost:{port}",)))
+        except UserError as error:
+            require(len(str(error)) > 20, f"a network was refused with {str(error)!r}, which tells nothing")
+            return
+        told = f"import socket; s = socket.create_connection(('localhost', {port}), 10); s.sendall(b'to\\n'); print(s.recv(9))"
+        same((await session.python(told)).text, "b'TO\\n'\n", "what a host on the list said")
+        for name, other in (("127.0.0.1", s.host.port), ("example.org", 80), ("192.0.2.1", 80)):
+            code = f"import socket; socket.create_connection(('{name}', {other}), 2)"
+            require(not (await session.python(code)).ok, f"a session with a list of hosts reached {name}:{other}")
 
 
 LIFE_CHECKS = (
     the_backend_says_what_it_is, each_session_is_fresh, limits_of_its_own_are_kept, a_fork_is_exact_or_none,
     a_fork_of_live_python_is_exact_or_none, closing_may_be_repeated, closing_ends_what_runs,
-    a_network_that_it_cannot_give_is_refused,
+    a_network_by_list_is_that_list,
 )  # fmt: skip

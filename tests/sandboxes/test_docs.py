@@ -19,7 +19,7 @@ from tests.boxes import experiment, running
 from tests.sandboxes.escape_table import BEGIN, END, NAMES, SPECS, WEAKER
 
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "sandboxes.md"
-WORKFLOW, LIMITS, CHECK = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
+WORKFLOW, LIMITS, NETWORK, CHECK = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ async def test_the_workflow_of_the_manual_runs_what_the_model_wrote() -> None:
 
 def test_the_limits_of_the_manual_are_limits() -> None:
     assert run(LIMITS)["sandbox"] == Process(limits=SandboxLimits(memory_mb=256, cpu_seconds=10, timeout=20), warm=16)
+
+
+def test_the_network_of_the_manual_is_a_network() -> None:
+    assert run(NETWORK)["sandbox"].limits.network == ("pypi.org:443", "localhost:8000")
 
 
 @pytest.mark.usefixtures("isolates")

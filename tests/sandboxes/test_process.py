@@ -392,13 +392,6 @@ async def outcome(session: Session) -> Ran | SandboxError:
         return error
 
 
-async def test_a_network_is_refused_with_what_to_do(backend: Backend) -> None:
-    with pytest.raises(UserError, match="Docker"):
-        await backend.session(SandboxLimits(network=("example.org:443",)))
-    with pytest.raises(UserError, match="Docker"):
-        Process(limits=SandboxLimits(network=("example.org:443",)))
-
-
 async def test_bad_specs_are_refused() -> None:
     with pytest.raises(UserError, match="warm"):
         Process(warm=-1)

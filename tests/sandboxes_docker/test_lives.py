@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from agentrl import Team
 from agentrl.errors import SandboxError, UserError
-from agentrl.sandbox import Command, SandboxLimits
+from agentrl.sandbox import Command
 from agentrl_sandboxes.docker import Docker, owner
 from agentrl_sandboxes.docker.attach import HEAD, Attached
+from tests.boxes import experiment, running, store_at
 from tests.sandboxes.process_backend import LIMITS
+from tests.sandboxes.test_process_lives import alive, below
 from tests.sandboxes_docker.engine import containers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +92,80 @@ async def failure(call: object) -> SandboxError:
     with pytest.raises(SandboxError) as caught:
         await call  # type: ignore[misc]
     return caught.value
+
+
+HOLD = """if True:
+    import array, fcntl, os, sys
+    fd = os.open("/held/file", os.O_CREAT | os.O_RDONLY)
+    flags = array.array("i", [0])
+    fcntl.ioctl(fd, 0x80086601, flags)  # FS_IOC_GETFLAGS
+    flags[0] = flags[0] | 0x10 if sys.argv[1] == "hold" else flags[0] & ~0x10  # FS_IMMUTABLE_FL
+    fcntl.ioctl(fd, 0x40086602, flags)  # FS_IOC_SETFLAGS
+"""
+
+
+def held(folder: str, how: str) -> None:
+    """A file that nobody can remove, in a folder of the engine's machine; or one that can be removed again."""
+    run = ["docker", "run", "--rm", "--network=none", "--cap-add=LINUX_IMMUTABLE", f"--volume={folder}:/held"]
+    subprocess.run([*run, "agentrl-sandbox", "python3", "-c", HOLD, how], check=True, capture_output=True)
+
+
+async def test_a_container_whose_files_the_engine_cannot_remove_yet_is_removed_as_soon_as_it_can(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Docker(warm=0, limits=LIMITS).open() as backend:
+        session = await backend.session(LIMITS)
+        (name,) = containers(f"agentrl.run={backend._labels[owner.RUN]}")  # type: ignore[attr-defined]
+        (folder,) = inspected(name, "{{.GraphDriver.Data.UpperDir}}")
+        await asyncio.to_thread(held, folder, "hold")
+        try:
+            await session.close()
+            assert inspected(name, "{{.State.Status}}") == ["dead"]  # it has said 500, "failed to remove root filesystem"
+        finally:
+            await asyncio.to_thread(held, folder, "let go")
+        await asyncio.to_thread(until, lambda: not inspected(name, "{{.Id}}"))
+    assert "could not be removed" not in caplog.text
+
+
+def inspected(container: str, form: str) -> list[str]:
+    """What the engine says of a container; nothing, if there is none."""
+    asked = ["docker", "container", "inspect", "--format", form, container]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.split()
+
+
+@RUNTIMES
+async def test_cancelling_an_episode_ends_all_that_it_started_within_a_second(runtime: str, tmp_path: Path) -> None:
+    async def work(task: str, team: Team) -> None:
+        async with team.sandbox() as box:
+            await box.python("import subprocess; kept = subprocess.Popen(['sleep', '1000'])")
+            await box.exec("sleep 1000 & (setsid sleep 1000 &); echo > begun; sleep 1000", timeout=100)
+
+    with store_at(tmp_path) as store:
+        async with running(experiment(work, Docker(runtime=runtime, warm=0)), store) as episodes:
+            (name,) = containers(f"{owner.PID}={os.getpid()}")
+            episode = asyncio.ensure_future(episodes.run("go", group="g"))
+            while not holds(name, "/work/begun"):
+                assert not episode.done(), await episode
+                await asyncio.sleep(0.05)
+            started = on_the_host(name)
+            assert len(alive(started)) > 1
+            began = time.monotonic()
+            episodes.cancel("g.0")
+            while left := alive(started):
+                assert time.monotonic() - began < 1.0, left
+                await asyncio.sleep(0.005)
+            assert (await episode).status == "cancelled"
+    assert inspected(name, "{{.Id}}") == []
+
+
+def holds(container: str, path: str) -> bool:
+    return subprocess.run(["docker", "exec", container, "test", "-e", path], capture_output=True).returncode == 0
+
+
+def on_the_host(container: str) -> dict[int, str]:
+    """A container's processes as the host numbers them, each with its start; gVisor's own for one of gVisor."""
+    (first,) = inspected(container, "{{.State.Pid}}")
+    return below(int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1]))  # all that its supervisor started
 
 
 async def test_an_error_of_the_block_leaves_as_it_came() -> None:
@@ -201,18 +278,11 @@ async def test_an_image_without_python_is_said() -> None:
         ({"cpus": 0}, "cpus"),
         ({"user": "0:0"}, "root"),
         ({"user": "nobody"}, "UID:GID"),
-        ({"limits": SandboxLimits(network=("example.org:443",))}, "no network"),
     ],
 )
 def test_bad_specs_are_refused(what: dict[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         Docker(**what)  # type: ignore[arg-type]
-
-
-async def test_limits_with_a_network_are_refused() -> None:
-    async with Docker(warm=0).open() as backend:
-        with pytest.raises(UserError, match="no network"):
-            await backend.session(SandboxLimits(network=("example.org:443",)))
 
 
 async def test_cpus_are_bounded_over_all_processes() -> None:

@@ -17,7 +17,7 @@ globals().update(
         test_process_limits,
         test_process_escapes,
         without="""
-        test_a_network_is_refused_with_what_to_do test_bad_specs_are_refused test_what_isolates_is_said_in_a_line
+        test_bad_specs_are_refused test_what_isolates_is_said_in_a_line
         test_a_process_1_that_speaks_nonsense_is_a_sandbox_error test_a_process_1_that_is_silent_is_a_sandbox_error
         test_a_listing_that_breaks_off_is_a_sandbox_error test_escape_would_get_through_without_a_sandbox
         test_escape_is_stopped test_a_command_that_finds_no_room_for_a_process_is_a_result test_a_flood_of_empty_files_ends

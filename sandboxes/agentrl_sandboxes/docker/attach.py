@@ -55,15 +55,24 @@ class Attached(socket.socket):
 
 async def attach(host: str, container: str) -> Attached:
     """Attaches to a container that is created and not yet started. `SandboxError` if the engine says no."""
+    return await _upgraded(host, f"/containers/{container}/attach?stream=1&stdin=1&stdout=1&stderr=1", b"", container)
+
+
+async def start(host: str, command: str, container: str) -> Attached:
+    """Starts a command that the engine was told of (`exec`) and attaches to it. `SandboxError` if the engine says no."""
+    return await _upgraded(host, f"/exec/{command}/start", b'{"Detach": false, "Tty": false}', container)
+
+
+async def _upgraded(host: str, path: str, body: bytes, container: str) -> Attached:
     end = await _connected(host)
     try:
         loop = asyncio.get_running_loop()
-        asked = f"POST /containers/{container}/attach?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\n"
-        asked += "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
-        await loop.sock_sendall(end, asked.encode())
+        asked = f"POST {path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+        asked += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        await loop.sock_sendall(end, asked.encode() + body)
         answer = b""
-        while b"\r\n\r\n" not in answer:  # process 1 does not speak before it is started
-            piece = await loop.sock_recv(end, 4096)
+        while not answer.endswith(b"\r\n\r\n"):  # what is attached to may speak at once, so byte by byte
+            piece = await loop.sock_recv(end, 1)
             if not piece:
                 break
             answer += piece

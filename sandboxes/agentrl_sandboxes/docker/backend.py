@@ -25,7 +25,9 @@ from agentrl.sandbox import Command, Ran, SandboxLimits
 from agentrl_sandboxes.docker.attach import attach
 from agentrl_sandboxes.docker.container import bound, config
 from agentrl_sandboxes.docker.owner import RUN
+from agentrl_sandboxes.docker.relayed import carry_all, relay
 from agentrl_sandboxes.docker.sent import sources
+from agentrl_sandboxes.network import network, places
 from agentrl_sandboxes.process.seccomp import MACHINES, program
 from agentrl_sandboxes.process.session import ProcessSession, longest, setup
 from agentrl_sandboxes.process.wire import Wire
@@ -42,7 +44,7 @@ CLOSING = 1.0
 GONE = 30.0
 EVENTS = 20
 """Looks, 50 ms apart, for a word on why a container ended."""
-NO_SUCH, BUSY = 404, 409
+NO_SUCH, BUSY, FAILED = 404, 409, 500
 
 
 class DockerSession(ProcessSession):
@@ -95,6 +97,7 @@ class DockerBackend:
         self._live: dict[str, DockerSession] = {}
         self._busy: set[asyncio.Task[Any]] = set()
         """Openings and removals under way: never cancelled, so that the engine is left with nothing that nobody knows of."""
+        self._carrying: dict[str, asyncio.Task[None]] = {}
         self._filling = 0
         self._closed = False
 
@@ -102,13 +105,11 @@ class DockerBackend:
     def isolation(self) -> str:
         """One line for people: what stands between the code and the host."""
         kernel = "gVisor's kernel is between" if self._gvisor else "the kernel is shared"
-        return (
-            f"Docker ({self._spec.runtime or 'runc'}): a container without network, capabilities or a writable system; {kernel}"
-        )
+        runtime, reached = self._spec.runtime or "runc", network(self._spec.limits)
+        return f"Docker ({runtime}): a container with {reached}, without capabilities or a writable system; {kernel}"
 
     async def session(self, limits: SandboxLimits) -> DockerSession:
         """A warm one if the limits are the spec's, else a new one."""
-        self._spec.checked(limits)
         while limits == self._spec.limits and self._idle:
             session = self._idle.popleft()
             if not session.wire.lost:
@@ -141,6 +142,7 @@ class DockerBackend:
     async def remove(self, name: str) -> None:
         """Ends a container and waits until the engine has forgotten it."""
         container = self._client.containers.container(name)
+        why, pause = "it is still there", 0.02
         try:
             async with asyncio.timeout(GONE):
                 while True:
@@ -149,11 +151,14 @@ class DockerBackend:
                     except DockerError as error:
                         if error.status == NO_SUCH:
                             return
-                        if error.status != BUSY:
+                        if error.status not in (BUSY, FAILED):
                             raise
-                    await asyncio.sleep(0.02)  # it is being removed, as it ended by itself
-        except (DockerError, aiohttp.ClientError, OSError) as error:  # TimeoutError among them
-            log.error("the container %s could not be removed: %s; the next run removes it", name, error)
+                        why = error.message  # it is being removed, as it ended by itself; or its files are still held
+                    await asyncio.sleep(pause)
+                    pause = min(1.25 * pause, 0.5)
+        except (DockerError, aiohttp.ClientError, OSError) as error:
+            told = f"not within {GONE:g} s: {why}" if isinstance(error, TimeoutError) else error
+            log.error("the container %s could not be removed: %s; the next run removes it", name, told)
 
     def _top_up(self) -> None:
         """Starts as many as are missing in the pool; they get ready while other work is done."""
@@ -214,6 +219,10 @@ class DockerBackend:
             await container.start()
             await asyncio.get_running_loop().sock_sendall(end, sources())
             await wire.ask("open", self._told(limits), seconds=OPENING)
+            if allowed := places(limits.network):
+                relayed = await relay(self._host, container, name, allowed, python=spec.python, user=spec.user)
+                carrying = self._carrying[name] = self._tasks.create_task(carry_all(relayed, name, allowed))
+                carrying.add_done_callback(lambda _: wire.fail("the relay of its network is gone"))
         except BaseException:
             wire.fail("it did not open")
             raise
@@ -242,10 +251,17 @@ class DockerBackend:
         told["filters"] = {machine: program(machine, bounded=True) for machine in MACHINES}
         if self._gvisor:
             user, group = map(int, self._spec.user.split(":"))
-            told |= {"user": user, "group": group, "processes": limits.processes, "memory": bound(limits)}
+            told |= {
+                "user": user,
+                "group": group,
+                "processes": limits.processes + (1 if limits.network != "none" else 0),
+                "memory": bound(limits),
+            }
         return told
 
     async def _release(self, name: str) -> None:
+        if name in self._carrying:
+            self._carrying.pop(name).cancel()
         if self._live.pop(name, None) is not None:
             await asyncio.wait([self._begin(self.remove(name))], timeout=CLOSING)
 

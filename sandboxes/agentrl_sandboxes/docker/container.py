@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.sandbox import SandboxLimits
 from agentrl_sandboxes.docker.sent import START
+from agentrl_sandboxes.network import names, places
 
 if TYPE_CHECKING:
     from agentrl_sandboxes.docker.spec import Docker
@@ -19,6 +20,8 @@ GVISOR_MEMORY = 512 << 20
 """What gVisor itself holds, and what the code takes between two looks of process 1, which sees to the limits there."""
 GVISOR_THREADS = 1024
 """The same of threads. Where it can have no more, gVisor falls: this bound stands behind that of process 1."""
+RELAY = 2
+"""Processes of a relay: its Python, and what starts it."""
 
 
 def bound(limits: SandboxLimits) -> int:
@@ -29,6 +32,8 @@ def bound(limits: SandboxLimits) -> int:
 def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gvisor: bool) -> dict[str, Any]:
     """The body of a request to create one. It lives no longer than who is attached to it."""
     memory = bound(limits) + (GVISOR_MEMORY if gvisor else 0)
+    allowed = places(limits.network)
+    processes = limits.processes + (GVISOR_THREADS if gvisor else 1) + (RELAY if allowed else 0)  # process 1 is agentrl's
     return {
         "Image": spec.image,
         "Entrypoint": [spec.python, "-I", "-S", "-c", START],
@@ -38,7 +43,7 @@ def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gviso
         "Hostname": "sandbox",
         "Labels": labels,
         "Healthcheck": {"Test": ["NONE"]},
-        "NetworkDisabled": True,
+        "NetworkDisabled": not allowed,  # without, the engine writes no /etc/hosts
         "OpenStdin": True,
         "StdinOnce": True,  # its end is the end of whoever was attached: process 1 hears that and goes
         "AttachStdin": True,
@@ -48,6 +53,8 @@ def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gviso
             "AutoRemove": True,
             "Runtime": spec.runtime,
             "NetworkMode": "none",
+            "ExtraHosts": [f"{name}:{address}" for name, address in names(allowed).items()],
+            "Sysctls": {"net.ipv4.ip_unprivileged_port_start": "0"} if allowed else {},
             "IpcMode": "private",
             "CapDrop": ["ALL"],
             "CapAdd": ["SETUID", "SETGID", "KILL"] if gvisor else [],  # of process 1, see `inside.GuardedRunner`
@@ -56,7 +63,7 @@ def config(spec: Docker, limits: SandboxLimits, labels: dict[str, str], *, gviso
             "Tmpfs": {place: _tmpfs(limits, share, spec.user) for place, share in PLACES.items()} | NOT_WRITABLE,
             "Memory": memory,
             "MemorySwap": memory,  # both together: no swap
-            "PidsLimit": limits.processes + GVISOR_THREADS if gvisor else limits.processes + 1,  # process 1 is agentrl's
+            "PidsLimit": processes,
             "NanoCpus": round(spec.cpus * 1e9),
             "OomScoreAdj": 0,
             "LogConfig": {"Type": "none", "Config": {}},

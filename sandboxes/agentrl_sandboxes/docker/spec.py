@@ -47,13 +47,6 @@ class Docker:
             raise UserError(f"Docker(cpus=...) must be > 0, got {self.cpus}")
         if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", self.user):
             raise UserError(f'Docker(user=...) is "UID:GID", neither of them root\'s 0, got {self.user!r}')
-        self.checked(self.limits)
-
-    @staticmethod
-    def checked(limits: SandboxLimits) -> None:
-        """`UserError` for limits that it does not keep."""
-        if limits.network != "none":
-            raise UserError(f'Docker() sandboxes have no network, got network={limits.network!r}; leave it at "none"')
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Backend]:

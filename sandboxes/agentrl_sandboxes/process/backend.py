@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.errors import SandboxError, UserError
-from agentrl.sandbox import SandboxLimits
+from agentrl.sandbox import MOST_HOSTS, SandboxLimits
+from agentrl_sandboxes.network import names, network, places, serve
 from agentrl_sandboxes.process.kernel import SLOTS
 from agentrl_sandboxes.process.session import ProcessSession, longest, setup
 from agentrl_sandboxes.process.wire import Wire
@@ -37,13 +38,6 @@ def refusal(why: str) -> UserError:
     )
 
 
-def no_network(limits: SandboxLimits) -> UserError:
-    """An allow-list was asked for."""
-    return UserError(
-        f"Process() sandboxes have no network, got network={limits.network!r}; use Docker(...) for a list of hosts"
-    )
-
-
 class Launcher:
     """The host's side of the launcher: a process of its own, asked by packets."""
 
@@ -54,6 +48,8 @@ class Launcher:
         self._unsent: deque[tuple[bytes, socket.socket | None]] = deque()
         self.ended: dict[int, asyncio.Future[str]] = {}
         """What a slot's sandbox said last, once nothing of it is left."""
+        self.listening: dict[int, Callable[[list[socket.socket]], None]] = {}
+        """Who takes a slot's listeners, where it has a network."""
         self.lost = ""
         self.ready: dict[str, Any] = {}
 
@@ -121,12 +117,16 @@ class Launcher:
 
     def _readable(self) -> None:
         try:
-            packet = self._link.recv(PACKET)
+            packet, fds, _, _ = socket.recv_fds(self._link, PACKET, MOST_HOSTS)
         except OSError as error:
             return self._lose(f"its socket is closed ({error.strerror})")
         if not packet:
             return self._lose("it ended")
         message = json.loads(packet)
+        if "listening" in message:
+            listeners = [socket.socket(fileno=fd) for fd in fds]
+            self.listening.pop(message["listening"])(listeners)
+            return None
         self.ended.pop(message["ended"]).set_result(message["notes"].strip())
         return None
 
@@ -180,12 +180,22 @@ class ProcessBackend:
 
     fork: Literal["replay"] = "replay"
 
-    def __init__(self, launcher: Launcher, limits: SandboxLimits, warm: int, told: dict[str, Any], env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        limits: SandboxLimits,
+        warm: int,
+        told: dict[str, Any],
+        env: dict[str, str],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
         self._launcher = launcher
         self._limits = limits
         self._warm = warm
         self._told = told
         self._env = env
+        self._tasks = tasks
+        self._carrying: dict[int, asyncio.Task[None]] = {}
         self._slots = deque(range(SLOTS))
         self._idle: deque[ProcessSession] = deque()
         self._live: set[ProcessSession] = set()
@@ -197,7 +207,7 @@ class ProcessBackend:
         ready = self._launcher.ready
         user = "a user of its own" if ready["users"] else "your user"
         bound = f"cgroup v{ready['cgroup']}" if ready["cgroup"] else "memory watched, not bounded (no cgroup can be written)"
-        return f"bubblewrap: {user}, namespaces without network, seccomp, {bound}; the kernel is shared"
+        return f"bubblewrap: {user}, namespaces, {network(self._limits)}, seccomp, {bound}; the kernel is shared"
 
     async def probe(self) -> None:
         """Opens the pool's first sandbox; `UserError` if this machine does not let it."""
@@ -209,8 +219,6 @@ class ProcessBackend:
 
     async def session(self, limits: SandboxLimits) -> ProcessSession:
         """A warm one if the limits are the spec's, else a new one."""
-        if limits.network != "none":
-            raise no_network(limits)
         while limits == self._limits and self._idle:
             session = self._idle.popleft()
             if not session.wire.lost:
@@ -251,7 +259,13 @@ class ProcessBackend:
         slot = self._slots.popleft()
         end, other = socket.socketpair()
         ended = self._launcher.ended[slot] = asyncio.get_running_loop().create_future()
-        asked = {"start": slot, "memory_mb": limits.memory_mb, "disk_mb": limits.disk_mb, "processes": limits.processes}
+        asked: dict[str, Any] = {
+            "start": slot,
+            "memory_mb": limits.memory_mb,
+            "disk_mb": limits.disk_mb,
+            "processes": limits.processes,
+        }
+        asked["network"] = self._network(slot, limits)
         self._launcher.send(asked, other)
         wire = Wire(end, longest(limits))
         session = ProcessSession(
@@ -269,9 +283,26 @@ class ProcessBackend:
         opened = wire.post("open", setup(limits, work="/work", env=self._env, paths=paths, isolated=True, watched=watched))
         return Opening(session, opened, ended, partial(self._launcher.send, {"end": slot}))
 
+    def _network(self, slot: int, limits: SandboxLimits) -> dict[str, Any]:
+        """What the launcher is told of a sandbox's network; its connections are carried for as long as it lives."""
+        allowed = places(limits.network)
+        if not allowed:
+            return {}
+
+        def carry(listeners: list[socket.socket]) -> None:
+            task = self._carrying[slot] = self._tasks.create_task(serve(listeners, allowed))
+            for listener in listeners:  # one that is cancelled at once never comes to close them
+                task.add_done_callback(lambda _, listener=listener: listener.close())
+
+        self._launcher.listening[slot] = carry
+        return {"places": [(place.address, place.port) for place in allowed], "names": names(allowed)}
+
     def _gone(self, slot: int, session: ProcessSession, ended: asyncio.Future[str]) -> None:
         """Nothing of the slot's sandbox is left: it may be used again."""
         session.wire.fail(f"it ended ({ended.result() or 'without a word'})")
+        self._launcher.listening.pop(slot, None)
+        if slot in self._carrying:
+            self._carrying.pop(slot).cancel()
         self._live.discard(session)
         self._slots.append(slot)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 ROOT = Path("/sys/fs/cgroup")
@@ -62,12 +62,16 @@ def find() -> Cgroups | None:
     memory = _made(ROOT / "memory", by_controller.get("memory"), name, "memory.limit_in_bytes")
     if memory is not None:
         return Cgroups(1, memory, _made(ROOT / "pids", by_controller.get("pids"), name, "cgroup.procs"))
-    for place in (by_controller.get(""), "/"):  # the own group cannot have children with limits while processes are in it
-        memory = _made(ROOT, place, name, "memory.max")
-        if memory is not None and _delegated(memory):
-            return Cgroups(2, memory, memory)
-        if memory is not None:
-            _remove(memory)
+    if "" not in by_controller:
+        return None
+    place = PurePosixPath(by_controller[""])
+    _enabled(ROOT / place.relative_to("/"))  # the machine's root alone may have both processes and children with limits
+    for above in (place, *place.parents):  # so it is beside its own group that a process finds room, if at all
+        both = _made(ROOT, str(above), name, "memory.max")
+        if both is not None and _enabled(both):
+            return Cgroups(2, both, both)
+        if both is not None:
+            _remove(both)
     return None
 
 
@@ -86,7 +90,8 @@ def _made(root: Path, place: str | None, name: str, proof: str) -> Path | None:
     return None
 
 
-def _delegated(folder: Path) -> bool:
+def _enabled(folder: Path) -> bool:
+    """Whether the groups below a folder may have limits of both kinds."""
     try:
         (folder / "cgroup.subtree_control").write_text("+memory +pids")
     except OSError:

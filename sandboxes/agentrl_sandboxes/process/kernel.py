@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-NEW_MOUNTS, NEW_USERS, NEW_PROCESSES = 0x00020000, 0x10000000, 0x20000000
+NEW_MOUNTS, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = 0x00020000, 0x10000000, 0x20000000, 0x40000000
 BIND, RECURSIVE, PRIVATE, NO_SETUID, NO_DEVICES = 0x1000, 0x4000, 0x40000, 0x2, 0x4
 PARENT_DIED = 1
 """PR_SET_PDEATHSIG"""
@@ -40,6 +40,16 @@ def _checked(answer: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
+NOT_AS_USER = (
+    "user {}: unprivileged user namespaces are off (sysctl user.max_user_namespaces=15000, kernel.unprivileged_userns_clone=1, "
+    "kernel.apparmor_restrict_unprivileged_userns=0; in a container, docker run --security-opt seccomp=unconfined)"
+)
+NOT_AS_ROOT = (
+    "root: CAP_SYS_ADMIN is missing (in a container, docker run --cap-add SYS_ADMIN --security-opt seccomp=unconfined, "
+    "and --security-opt apparmor=unconfined where AppArmor is on)"
+)
+
+
 def seclude() -> str:
     """Gives this process mounts of its own and its children a process namespace: as root, else as root of a user namespace.
 
@@ -54,26 +64,21 @@ def seclude() -> str:
             Path("/proc/self/gid_map").write_text(f"0 {group} 1")
         mount("none", "/", None, RECURSIVE | PRIVATE)
     except OSError as error:
-        return (
-            f"no namespaces ({error}) for "
-            + (f"user {user}: unprivileged user namespaces are off" if user else "root: CAP_SYS_ADMIN is missing")
-            + (" (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, " if user else " (")
-            + ("kernel.apparmor_restrict_unprivileged_userns=0)" if user else "a container needs --cap-add SYS_ADMIN)")
-        )
+        return f"no namespaces ({error}) for {NOT_AS_USER.format(user) if user else NOT_AS_ROOT}"
     return ""
 
 
 def first_user() -> int:
     """Slot n runs as this user + n: users of no one, so that none starves another. 0: this process cannot become another.
 
-    `OSError` if it is the machine's root and can be nobody else: as root, /proc/sys would lie open.
+    `OSError` if it is the machine's root, by whatever number, and can be nobody else: as root, /proc/sys would lie open.
     """
-    begin, outside, count = map(int, Path("/proc/self/uid_map").read_text().splitlines()[0].split())
+    begin, _, count = map(int, Path("/proc/self/uid_map").read_text().splitlines()[0].split())
     if count >= 2 * FIRST_USER:
         return FIRST_USER
     if count > SLOTS:
         return begin + count - SLOTS
-    if begin == outside == 0:
+    if os.stat("/proc").st_uid == os.getuid():  # the machine's root owns it, by whatever number that goes here
         raise PermissionError("this root has no other users to give the sandboxes; map 65536 of them into its namespace")
     return 0
 

@@ -5,6 +5,7 @@ Started with an empty environment and one socket to the host (SOCK_SEQPACKET, on
     host                                                     launcher
     the setup                                                {"cgroup": version, ...} or {"refused": why}
     {"start": slot, ...} and a socket for its process 1
+                                                             {"listening": slot} and a socket for each place, if any
     {"end": slot}                                            {"ended": slot, "notes": what bubblewrap and process 1 said}
 
 It is process 1 of a process namespace of its own, below a parent that waits for it: when it ends, however it ends, the kernel
@@ -21,9 +22,10 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
-from agentrl_sandboxes.process import cgroups, kernel
+from agentrl_sandboxes.process import cgroups, kernel, netspace
 from agentrl_sandboxes.process.inside.processes import kill, parents
 from agentrl_sandboxes.process.stage import Stage
 
@@ -111,13 +113,18 @@ class Launcher:
                 self._groups.enter(asked["start"], asked["memory_mb"], asked["disk_mb"], asked["processes"])
             for fd in (control, said):
                 os.set_inheritable(fd, True)
-            argv = self._stage.command(home, control, said)
+            argv = self._stage.command(home, control, said, asked["network"])
+            if asked["network"]:
+                netspace.enclose(asked["network"], partial(self._offer, asked["start"]))
             if self._stage.first_user:
                 kernel.become(self._stage.first_user + asked["start"])
             os.execve(argv[0], argv, {})
         except OSError as error:
             os.write(2, f"{error}\n".encode())
             os._exit(1)
+
+    def _offer(self, slot: int, listeners: list[int]) -> None:
+        socket.send_fds(self._host, [json.dumps({"listening": slot}).encode()], listeners)
 
     def _watch(self, slot: Slot, fd: int) -> None:
         self._by_fd[fd] = slot

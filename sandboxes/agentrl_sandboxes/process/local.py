@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
-from agentrl.errors import SandboxError
+from agentrl.errors import SandboxError, UserError
 from agentrl.sandbox import SandboxLimits
-from agentrl_sandboxes.process.backend import CLOSING, HOME, OPENING, no_network
+from agentrl_sandboxes.process.backend import CLOSING, HOME, OPENING
 from agentrl_sandboxes.process.session import ProcessSession, longest, setup
 from agentrl_sandboxes.process.wire import Wire
 
@@ -32,7 +32,10 @@ class UnsafeBackend:
 
     async def session(self, limits: SandboxLimits) -> ProcessSession:
         if limits.network != "none":
-            raise no_network(limits)
+            raise UserError(
+                f"Process(unsafe_local=True) keeps nothing from the network, got network={limits.network!r}; leave it at "
+                '"none", or isolate'
+            )
         folder = tempfile.TemporaryDirectory(prefix="agentrl-unsafe-", ignore_cleanup_errors=True)
         end, other = socket.socketpair()
         with other:

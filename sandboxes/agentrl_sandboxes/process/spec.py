@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import platform
@@ -12,9 +13,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentrl.errors import UserError
+from agentrl.errors import UserError, capture
 from agentrl.sandbox import Backend, SandboxLimits
-from agentrl_sandboxes.process.backend import Launcher, ProcessBackend, no_network
+from agentrl_sandboxes.process.backend import Launcher, ProcessBackend
 from agentrl_sandboxes.process.local import UnsafeBackend
 from agentrl_sandboxes.process.seccomp import MACHINES
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Process:
-    """Sandboxes of this machine: bubblewrap, no daemon, no network. The kernel is shared: for hostile code, Docker, gVisor."""
+    """Sandboxes of this machine: bubblewrap, no daemon. The kernel is shared: for hostile code, Docker, gVisor."""
 
     limits: SandboxLimits = field(default_factory=SandboxLimits)
     warm: int = 8
@@ -36,8 +37,6 @@ class Process:
     def __post_init__(self) -> None:
         if self.warm < 0:
             raise UserError(f"Process(warm=...) must be >= 0, got {self.warm}")
-        if self.limits.network != "none":
-            raise no_network(self.limits)
         if self.packages and not Path(self.packages).is_dir():
             raise UserError(f"Process(packages={self.packages!r}) is no folder; fill one with `pip install --target`")
 
@@ -54,14 +53,17 @@ class Process:
                 await unsafe.close()
             return
         told = {"prefix": sys.base_prefix, "python": str(python()), "packages": self.packages, "bwrap": str(bubblewrap())}
-        backend = ProcessBackend(
-            await Launcher.start(told), self.limits, self.warm, told, environment(self.packages and "/packages")
-        )
-        try:
-            await backend.probe()
-            yield backend
-        finally:
-            await backend.close()
+        env = environment(self.packages and "/packages")
+        async with asyncio.TaskGroup() as tasks:  # of connections that are carried
+            backend = ProcessBackend(await Launcher.start(told), self.limits, self.warm, told, env, tasks)
+            with capture() as caught:  # an error of the block leaves as it came, not as one of this group
+                try:
+                    await backend.probe()
+                    yield backend
+                finally:
+                    await backend.close()
+        if caught.error is not None:
+            raise caught.error
 
 
 UNSAFE = "Process(unsafe_local=True) isolates NOTHING: the code of the model runs as you, with your files and your network"

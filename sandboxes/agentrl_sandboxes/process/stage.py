@@ -11,10 +11,11 @@ import marshal
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentrl_sandboxes.process import kernel, seccomp
+from agentrl_sandboxes.process import kernel, netspace, seccomp
 
 PLACES = ("/mnt", "/tmp", "/srv")
 USER = 1000
@@ -27,7 +28,7 @@ HIDDEN_FOLDERS = ("acpi", "asound", "scsi")
 ETC = {
     "passwd": "root:x:0:0:root:/:/bin/false\nuser:x:1000:1000:user:/work:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",
-    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "hosts": netspace.HOSTS + "::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
 ETC_SHOWN = ("ld.so.cache", "alternatives")
@@ -82,17 +83,19 @@ class Stage:
             os.chown(home / name, user, user)
         return home
 
-    def command(self, home: Path, control: int, info: int) -> list[str]:
-        """bubblewrap, around process 1, which holds the socket `control`."""
+    def command(self, home: Path, control: int, info: int, network: Mapping[str, Any]) -> list[str]:
+        """bubblewrap, around process 1, which holds the socket `control`. The network is a new one, or this process's."""
         filtering = os.open(self._root / "seccomp", os.O_RDONLY)
         os.set_inheritable(filtering, True)
         writable = [f for name in ("work", "tmp") for f in ("--bind", str(home / name), f"/{name}")]
         return [
             self._bwrap,
-            *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+            *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"),
+            *(() if network else ("--unshare-net",)),
             *("--disable-userns", "--uid", str(USER), "--gid", str(USER), "--hostname", "sandbox"),
             *("--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
             *self._fixed,
+            *(netspace.shown(network, home) if network else ()),
             *writable,
             *("--bind", str(home / "shm"), "/dev/shm", "--remount-ro", "/dev", "--chdir", "/work", "--remount-ro", "/"),
             *("--seccomp", str(filtering), "--info-fd", str(info)),
