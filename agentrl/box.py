@@ -148,7 +148,7 @@ async def make(session: Session, call: Call) -> dict[str, Any]:
 
 def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """How a call that was made again differs from what the record holds; empty = it does not. Times may differ."""
-    for name in sorted({*before, *now} - {"seconds", "killed"}):
+    for name in sorted({*before, *now} - {"seconds", "cpu_seconds", "killed"}):
         if before.get(name) != now.get(name):
             return f"{name} was {before.get(name)!r:.200}, and is {now.get(name)!r:.200}"
     return ""
@@ -182,7 +182,12 @@ def _said(argument: Any) -> Any:
 def _of_ran(ran: Ran) -> dict[str, Any]:
     given: dict[str, Any] = {"status": ran.status, "stdout": packed(ran.stdout), "stderr": packed(ran.stderr)}
     flags = {"truncated": ran.truncated, "timed_out": ran.timed_out, "killed": ran.killed}
-    return {**given, "seconds": ran.seconds, **{name: value for name, value in flags.items() if value}}
+    return {
+        **given,
+        "seconds": ran.seconds,
+        "cpu_seconds": ran.cpu_seconds,
+        **{name: value for name, value in flags.items() if value},
+    }
 
 
 def _ran(given: Mapping[str, Any]) -> Ran:

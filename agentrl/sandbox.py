@@ -86,6 +86,9 @@ class Ran:
     """A stream had more than `SandboxLimits.output` bytes."""
     timed_out: bool = False
     seconds: float = 0.0
+    """Of the clock."""
+    cpu_seconds: float = 0.0
+    """Of the processor, all its processes that have ended together; 0 where the sandbox cannot tell."""
     killed: str = ""
     """Which limit ended it: "memory", "cpu", "timeout"; empty = none that is known."""
 

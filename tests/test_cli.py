@@ -19,7 +19,7 @@ from agentrl_workflows.search_qa.model import make_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "workflows"))),
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools", ROOT / "workflows", ROOT / "sandboxes"))),
     "OMP_NUM_THREADS": "1",
     "COLUMNS": "120",
 }
@@ -60,6 +60,17 @@ def sky():
 def shown():
     from dataclasses import replace
     return replace(sky(), engine=Demonstrations(respond), objective=NLL())
+
+@workflow(Agent("searcher", max_turns=1, max_tokens=4))
+async def outside(task: Question, team: Team) -> str:
+    async with team.sandbox() as box:
+        await team["searcher"].run(task.text)
+        return (await box.exec(["test", "-e", __file__])).ok
+
+def sandboxed():
+    from dataclasses import replace
+    from agentrl_sandboxes.process import Process
+    return replace(shown(), workflow=outside, reward=None, sandbox=Process(warm=0))
 
 def broken():
     return 1 / 0
@@ -368,3 +379,10 @@ def test_every_command_is_told_in_the_manual() -> None:
         for action in command._actions:
             for option in action.option_strings:
                 assert option in ("-h", "--help") or f"`{option}" in manual, f"{name} {option} is not in docs/commands.md"
+
+
+def test_unsafe_local_is_named_and_warns(place: Path) -> None:
+    done = run(place, "rollout", "sky.py:sandboxed", "-n", "1", "--unsafe-local")
+    assert "isolates NOTHING" in done.stderr
+    assert "output true" in done.stdout  # the host's files are there
+    assert "sandbox is None" in run(place, "rollout", "sky.py:shown", "--unsafe-local", code=1).stderr

@@ -19,9 +19,13 @@ TARGET = "file.py:name or package.module:name: an Experiment, or a function that
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
-    """`--set NAME=VALUE`, as often as one likes."""
+    """`--set NAME=VALUE`, as often as one likes; and `--unsafe-local`, which is one of them."""
     about = "put a value into the experiment, such as credit.gamma=0.9; repeatable"
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help=about)
+    about = "run sandboxed code as plain processes, which isolates NOTHING: for code that you trust"
+    command.add_argument(
+        "--unsafe-local", action="append_const", const="sandbox.unsafe_local=true", dest="settings", help=about
+    )
 
 
 def add_weights(command: argparse.ArgumentParser) -> None:

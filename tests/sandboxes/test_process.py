@@ -34,7 +34,7 @@ async def test_an_argv_is_taken_as_it_is(session: Session) -> None:
 
 async def test_a_line_goes_through_the_shell(session: Session) -> None:
     assert (await sh(session, "printf ab | tr a x; echo $((2+3)) >&2; exit 7")) == Ran(
-        7, b"xb", b"5\n", seconds=pytest.approx(0, abs=20)
+        7, b"xb", b"5\n", seconds=pytest.approx(0, abs=20), cpu_seconds=pytest.approx(0, abs=20)
     )
 
 
@@ -106,6 +106,25 @@ async def test_a_command_that_takes_too_long_is_ended(session: Session) -> None:
     ran = await sh(session, "trap '' TERM INT; echo begun; while :; do sleep 1; done", timeout=0.3)
     assert (ran.status, ran.timed_out, ran.killed, ran.text, ran.ok) == (-9, True, "timeout", "begun\n", False)
     assert 0.3 <= ran.seconds < 5
+
+
+async def test_cpu_seconds_are_those_of_the_call_and_of_all_that_it_ran(session: Session) -> None:
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
+    assert (await session.exec(Command(("sleep", "0.3")))).cpu_seconds < 0.2
+    assert 0.25 <= (await sh(session, f'python3 -c "{busy}"; true')).cpu_seconds < 5
+    assert (await session.python("import time; time.sleep(0.3)")).cpu_seconds < 0.2
+    assert (
+        0.25
+        <= (
+            await session.python(
+                busy.replace("time.process_time()", "time.process_time() - begun").replace(
+                    "import time", "import time; begun = time.process_time()"
+                )
+            )
+        ).cpu_seconds
+        < 5
+    )
+    assert (await session.python("1")).cpu_seconds < 0.2
 
 
 async def test_a_cancelled_call_ends_what_it_runs(session: Session) -> None:

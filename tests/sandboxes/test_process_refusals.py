@@ -54,6 +54,19 @@ MASKED = """
     if not user:
         namespace()  # below which a mask cannot be taken off, as in a container; the launcher makes another user's
 """
+NO_PIVOT = """if True:
+    import ctypes, os
+    from agentrl_sandboxes.process.seccomp import *
+    from agentrl_sandboxes.process.seccomp import _if, _line
+    number = MACHINES[os.uname().machine].denied["pivot_root"]
+    lines = b"".join((_line(LOAD, NUMBER), *_if(EQUAL, number, ERRNO | errno.EPERM), _line(RETURN, ALLOW)))
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("lines", ctypes.c_char_p)]
+    libc = ctypes.CDLL(None)
+    assert not libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    assert not libc.prctl(22, 2, ctypes.byref(Program(len(lines) // 8, lines)))  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+"""
+"""Docker's own filter does not let even a root with CAP_SYS_ADMIN pivot."""
 ANOTHER = "import ctypes; ctypes.CDLL(None).personality(8)\n"
 """PER_LINUX32: uname gives the 32-bit name of the machine."""
 IN_A_NAMESPACE = ("unshare", "--user", "--map-root-user")
@@ -102,6 +115,11 @@ def test_an_ordinary_user_without_user_namespaces() -> None:
 @pytest.mark.usefixtures("namespaces")
 def test_a_root_without_the_capability() -> None:
     check(opening(*IN_A_NAMESPACE, "setpriv", "--bounding-set", "-sys_admin"), "for root: CAP_SYS_ADMIN is missing")
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_filter_that_denies_pivot_root() -> None:
+    check(opening(code=NO_PIVOT + OPEN), "pivot_root is denied")
 
 
 @pytest.mark.usefixtures("namespaces")

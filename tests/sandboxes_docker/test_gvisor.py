@@ -5,12 +5,10 @@ gVisor is a kernel of its own: what it lets through, as a device node that leads
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
-from agentrl.errors import SandboxError
 from agentrl.sandbox import Backend, Command, Session
 from tests.sandboxes import escapes, test_process, test_process_escapes, test_process_limits
 from tests.sandboxes.process_backend import LIMITS
@@ -27,8 +25,8 @@ globals().update(
         test_bad_specs_are_refused test_what_isolates_is_said_in_a_line
         test_a_process_1_that_speaks_nonsense_is_a_sandbox_error test_a_process_1_that_is_silent_is_a_sandbox_error
         test_a_listing_that_breaks_off_is_a_sandbox_error test_escape_would_get_through_without_a_sandbox
-        test_escape_is_stopped test_a_storm_of_forks_is_ended test_processes_and_threads test_limits_cannot_be_raised
-        test_cpu_seconds test_a_command_that_finds_no_room_for_a_process_is_a_result test_a_flood_of_empty_files_ends
+        test_escape_is_stopped test_cpu_seconds test_a_flood_of_empty_files_ends
+        test_a_command_that_finds_no_room_for_a_process_is_a_result
         """,
     )
 )
@@ -39,8 +37,7 @@ WITHIN = ("proc-1-environ", "proc-1-fd", "device-node", "device-open", "priority
 
 @pytest.mark.parametrize("name", [name for name in escapes.ATTEMPTS if name not in WITHIN])
 async def test_escape_is_stopped(session: Session, host: escapes.Host, name: str) -> None:
-    with suppress(SandboxError):  # a storm of forks can end the whole sandbox: what was tried has ended with it
-        await test_process_escapes.test_escape_is_stopped(session, host, name)
+    await test_process_escapes.test_escape_is_stopped(session, host, name)
 
 
 async def test_escape_over_the_streams_of_process_1_is_stopped(session: Session) -> None:
@@ -52,18 +49,6 @@ async def test_escape_over_the_streams_of_process_1_is_stopped(session: Session)
 async def test_escape_by_the_environment_of_process_1_which_can_be_seen_is_stopped(session: Session) -> None:
     names = {line.split("=")[0] for line in (await session.exec(Command("tr '\\0' '\\n' < /proc/1/environ"))).text.split()}
     assert names <= {"PATH", "HOSTNAME", "HOME"}
-
-
-async def test_more_processes_than_allowed_end_the_command(session: Session) -> None:
-    ran = await session.exec(Command("for i in $(seq 300); do sleep 60 & done; wait", timeout=15))
-    assert (ran.status, ran.timed_out, ran.killed) == (-9, False, "")
-    assert (await session.exec(Command("true"))).ok
-
-
-async def test_a_storm_of_forks_ends(session: Session) -> None:
-    with suppress(SandboxError):  # as above
-        ran = await session.exec(Command(":(){ :|:& };:; sleep 60", timeout=10))
-        assert not ran.ok
 
 
 async def test_a_flood_of_empty_files_ends(backend: Backend) -> None:

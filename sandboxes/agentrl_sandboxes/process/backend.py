@@ -34,7 +34,7 @@ def refusal(why: str) -> UserError:
     """This machine cannot isolate."""
     return UserError(
         f"this machine cannot isolate sandboxes: {why}. Allow that, use another backend (Docker), or, for code that you trust, "
-        "Process(unsafe_local=True)"
+        "Process(unsafe_local=True) (--unsafe-local)"
     )
 
 

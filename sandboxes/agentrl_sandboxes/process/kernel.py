@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 from pathlib import Path
+
+from agentrl_sandboxes.process.seccomp import MACHINES
 
 NEW_MOUNTS, NEW_USERS, NEW_PROCESSES, NEW_NETWORK = 0x00020000, 0x10000000, 0x20000000, 0x40000000
 BIND, RECURSIVE, PRIVATE, NO_SETUID, NO_DEVICES = 0x1000, 0x4000, 0x40000, 0x2, 0x4
@@ -65,6 +68,9 @@ def seclude() -> str:
         mount("none", "/", None, RECURSIVE | PRIVATE)
     except OSError as error:
         return f"no namespaces ({error}) for {NOT_AS_USER.format(user) if user else NOT_AS_ROOT}"
+    _libc.syscall(MACHINES[os.uname().machine].denied["pivot_root"], b"", b"")
+    if ctypes.get_errno() == errno.EPERM:  # not for these arguments: the call itself is denied, which bubblewrap needs
+        return "pivot_root is denied (in a container, docker run --security-opt seccomp=unconfined)"
     return ""
 
 

@@ -139,17 +139,19 @@ class ProcessSession:
             raise
         except OSError as error:  # there was no room for another process
             return Ran(126, stderr=f"{error.strerror}\n".encode())
-        status, truncated, out = (whole(words, at) for at in (0, 1, 3))
-        if len(words) < 5 or not 0 <= out <= len(streams) or not re.fullmatch(r"\d+\.\d+", words[2]):
+        status, truncated, out = (whole(words, at) for at in (0, 1, 4))
+        times = words[2:4]
+        if len(words) < 6 or not 0 <= out <= len(streams) or not all(re.fullmatch(r"\d{1,9}\.\d{1,9}", time) for time in times):
             raise SandboxError(f"the sandbox's process 1 does not keep to its protocol: {words[:8]}")
-        killed = words[4] if words[4] in REASONS else "memory" if status and self._memory_ended() else ""
+        killed = words[5] if words[5] in REASONS else "memory" if status and self._memory_ended() else ""
         return Ran(
             status=status,
             stdout=streams[:out],
             stderr=streams[out:],
             truncated=bool(truncated),
             timed_out=killed == "timeout",
-            seconds=float(words[2]),
+            seconds=float(times[0]),
+            cpu_seconds=float(times[1]),
             killed=killed,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import logging
 import platform
 import sys
 import warnings
@@ -18,8 +17,6 @@ from agentrl.sandbox import Backend, SandboxLimits
 from agentrl_sandboxes.process.backend import Launcher, ProcessBackend
 from agentrl_sandboxes.process.local import UnsafeBackend
 from agentrl_sandboxes.process.seccomp import MACHINES
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,7 @@ class Process:
     async def open(self) -> AsyncGenerator[Backend]:
         """The backend, until the block ends. `UserError` if this machine cannot isolate, with what is missing."""
         if self.unsafe_local:
-            warnings.warn(UNSAFE, RuntimeWarning, stacklevel=3)
-            log.warning(UNSAFE)
+            warnings.warn(UNSAFE, RuntimeWarning, stacklevel=1)
             unsafe = UnsafeBackend(str(python()), self.packages, environment(self.packages))
             try:
                 yield unsafe

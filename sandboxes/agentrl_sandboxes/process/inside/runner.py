@@ -34,6 +34,8 @@ TICK = 0.05
 PIPE = 1 << 16
 BY_CPU, BY_KILL = (-24, 128 + 24), (-9, 128 + 9)
 """Statuses of a command that SIGXCPU or SIGKILL ended, or whose shell saw that."""
+CPU_CLOCK = 2
+"""CPUCLOCK_SCHED: a process's own, as clock_getcpuclockid(3) numbers it."""
 LATE = 32
 """Pipefuls that are read of a stream after its command ended."""
 
@@ -119,6 +121,13 @@ class Interpreter:
             os.close(fd)
         self.died = os.pidfd_open(self.pid)
 
+    def used(self) -> float:
+        """CPU-seconds until now; 0 where the kernel does not tell."""
+        try:
+            return time.clock_gettime(~self.pid << 3 | CPU_CLOCK)
+        except OSError:
+            return 0.0
+
     def close(self) -> None:
         self.out.close()
         self.err.close()
@@ -136,6 +145,8 @@ class Runner:
         self._received = bytearray()
         self._frames: list[tuple[tuple[Any, ...], bytes]] = []
         self._number = 0
+        self.before = 0.0
+        """CPU-seconds that the process of this request had used when it came."""
 
     # the socket
 
@@ -221,7 +232,7 @@ class Runner:
         self.tell("data", body=b"1" if self.children.reap() else b"")
 
     def do_exec(self, argv: list[str], cwd: str, env: dict[str, str], seconds: float, most: int, body: bytes) -> None:
-        out, err = Stream(most), Stream(most)
+        out, err, self.before = Stream(most), Stream(most), 0.0
         given, feed = os.pipe()
         began = time.monotonic()
         pid = self.children.fork()
@@ -254,6 +265,7 @@ class Runner:
             self.python = Interpreter(self.children, self.control, self.setup)
             self.children.kept = self.python.pid
         python = self.python
+        self.before = python.used()
         feed = Feed(python.ask, len(body).to_bytes(8, "little") + body, closes=False)
         why = self.attend(python.died, python.answer, (python.out, python.err), feed, began + seconds)
         try:
@@ -266,7 +278,7 @@ class Runner:
             return
         python.out.drain(LATE)
         python.err.drain(LATE)
-        self.answer(int(status != repl.ENDED_WELL), 0.0, why, began, python.out, python.err)
+        self.answer(int(status != repl.ENDED_WELL), python.used(), why, began, python.out, python.err)
         python.out.renew()
         python.err.renew()
 
@@ -311,8 +323,8 @@ class Runner:
         if not why and (status in BY_CPU or used_up):
             why = "cpu"
         truncated = int(out.truncated or err.truncated)
-        seconds = f"{time.monotonic() - began:.6f}"
-        self.tell("ran", status, truncated, seconds, len(out.kept), why or "-", body=bytes(out.kept + err.kept))
+        seconds, cpu = f"{time.monotonic() - began:.6f}", f"{max(0.0, used - self.before):.6f}"
+        self.tell("ran", status, truncated, seconds, cpu, len(out.kept), why or "-", body=bytes(out.kept + err.kept))
 
     def forget(self) -> Ended:
         """Ends the session's Python and all that it left; its streams have what was still in their pipes."""
