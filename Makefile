@@ -7,7 +7,7 @@
 # make browser  the pages of `view` and `report` in Chromium
 # make engines  .engines: SGLang and vLLM, each in an environment of its own (once; 4.2 GB), and `make test-engines` runs them
 # make sandboxes  a Docker engine with gVisor and an image, without a registry (root, if no engine runs); `make test-sandboxes` uses them
-# make bench    the benchmarks, one table each (learning studies are apart: benchmarks/search_qa.py, benchmarks/credit_curves.py)
+# make bench    the benchmarks, one table each; learning studies are apart (STUDIES)
 
 PY := .venv/bin/python
 OUT ?= runs/demo
@@ -63,8 +63,11 @@ sandboxes: .venv/.dev
 test-sandboxes: .venv/.dev sandboxes
 	AGENTRL_SANDBOXES=1 $(PY) -m pytest -n 2 --dist loadfile tests/sandboxes_docker
 
+STUDIES := search_qa code_tests credit_curves
+PARTS := learning_study credit_batches network_server
+
 bench: .venv/.dev
-	@for program in $(filter-out benchmarks/search_qa.py benchmarks/credit_curves.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(PY) $$program || exit 1; done
+	@for program in $(filter-out $(patsubst %,benchmarks/%.py,$(STUDIES) $(PARTS)),$(wildcard benchmarks/*.py)); do echo "== $$program"; $(PY) $$program || exit 1; done
 
 clean:
 	rm -rf .venv .engines .cache .pytest_cache .ruff_cache dist build

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from search_qa import FRESH, last, learned, rewards, spent
+from learning_study import FRESH, last, learned, rewards, spent
 
 from agentrl import Experiment, train
 from agentrl.config import apply_settings
