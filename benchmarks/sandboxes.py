@@ -1,11 +1,10 @@
-"""Sandboxes beside a bare subprocess, which isolates nothing, beside `docker run` and `docker exec`, and llm-sandbox.
+"""Sandboxes beside a bare subprocess, which isolates nothing, `docker run` and `docker exec`, llm-sandbox and inspect-ai.
 
     python benchmarks/sandboxes.py [--only process,docker,gvisor,peers] [--sessions 200]
 
 Milliseconds: median and minimum, the machine's load beside them. A row's ratio is its peer's median over ours; a rate's, ours
-over its peer's. Docker's rows need an engine and its image (`make sandboxes`), llm-sandbox its package;
-what is absent is said and left out. inspect-ai's docker sandbox refuses engines older than 24.0.6, as Debian 12's is; its calls
-are `docker compose exec`, for which the row of `docker exec` may stand.
+over its peer's. Docker's rows need an engine and its image (`make sandboxes`), the others their packages; what is absent is
+said and left out. inspect-ai wants an engine of 24.0.6 (Debian 12's is 20.10, Debian 13's 26.1) and Compose 2.21 beside it.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from agentrl.errors import UserError
 from agentrl.sandbox import Backend, Command, SandboxLimits, SandboxSpec, Session
@@ -49,10 +50,19 @@ async def timed(work: Callable[[], Awaitable[object]], times: int) -> list[float
     return found
 
 
-def row(what: str, ours: list[float], goal: float | None = None, peer: float | None = None, beside: str = "") -> None:
-    middle = statistics.median(ours)
+def row(what: str, found: list[float], goal: float | None = None, peer: float | None = None, beside: str = "") -> float:
+    """Prints it, and gives the median."""
+    middle = statistics.median(found)
     ratio = f"{peer / middle:8.1f}x {beside}" if peer else ""
-    print(f"{what:44} {middle:9.3f} {min(ours):9.3f} {f'{goal:g}' if goal else '-':>6} {ratio}", flush=True)
+    print(f"{what:44} {middle:9.3f} {min(found):9.3f} {f'{goal:g}' if goal else '-':>6} {ratio}", flush=True)
+    return middle
+
+
+def peer_row(what: str, found: list[float], ours: float | None) -> None:
+    """A row of another project's; its ratio is its median over that of our Docker, if that was measured in this run."""
+    middle = statistics.median(found)
+    ratio = f"{middle / ours:8.1f}x of ours" if ours else ""
+    print(f"{what:44} {middle:9.3f} {min(found):9.3f} {'-':>6} {ratio}", flush=True)
 
 
 def head(title: str) -> None:
@@ -72,8 +82,8 @@ async def full(backend: Backend, warm: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def calls(name: str, spec: SandboxSpec, warm: int, cold: float, floor: float, times: int) -> None:
-    """Rows of one backend: `cold` is the peer of a fresh sandbox, `floor` that of a command."""
+async def calls(name: str, spec: SandboxSpec, warm: int, cold: float, floor: float, times: int) -> dict[str, float]:
+    """Rows of one backend: `cold` is the peer of a fresh sandbox, `floor` that of a command. Gives what peers stand beside."""
     docker = name != "process"
     async with spec.open() as backend:
         opened: list[Session] = []
@@ -94,16 +104,18 @@ async def calls(name: str, spec: SandboxSpec, warm: int, cold: float, floor: flo
             opened.append(await backend.session(SandboxLimits(output=next(numbers))))  # limits of its own: never from the pool
             await opened[-1].python("6 * 7")
 
-        row(f"{name}: cold, to its first answer", await timed(fresh, times), cold if docker else None, cold, "the same")
+        own: dict[str, float] = {}
+        fresh_ones = await timed(fresh, times)
+        own["cold"] = row(f"{name}: cold, to its first answer", fresh_ones, cold if docker else None, cold, "the same")
         session = opened[0]
         python = ("python3", *PYTHON[1:])
-        row(
-            f"{name}: python in a session", await timed(lambda: session.python("6 * 7"), 400), 1 if docker else 0.5, floor, BARE
-        )
+        in_session = await timed(lambda: session.python("6 * 7"), 400)
+        own["python"] = row(f"{name}: python in a session", in_session, 1 if docker else 0.5, floor, BARE)
         row(f"{name}: exec true", await timed(lambda: session.exec(Command(("true",))), 100), None, floor, BARE)
-        row(f"{name}: exec python3", await timed(lambda: session.exec(Command(python)), 20), None, floor, BARE)
+        own["exec"] = row(f"{name}: exec python3", await timed(lambda: session.exec(Command(python)), 20), None, floor, BARE)
         row(f"{name}: write and read 1 kB", await timed(lambda: _file(session), 200))
-        row(f"{name}: close", [(await timed(opened.pop().close, 1))[0] for _ in range(len(opened))])
+        own["close"] = row(f"{name}: close", [(await timed(opened.pop().close, 1))[0] for _ in range(len(opened))])
+        return own
 
 
 async def _file(session: Session) -> None:
@@ -188,8 +200,8 @@ def pss(pid: int) -> int:
     return 0
 
 
-def llm_sandbox(times: int) -> None:
-    """llm-sandbox, Docker: a session, and a call in it."""
+def llm_sandbox(times: int, own: dict[str, float]) -> None:
+    """llm-sandbox, Docker: a session, and a call in it, which starts a Python."""
     if importlib.util.find_spec("llm_sandbox") is None:
         print("llm-sandbox: not installed, left out")
         return
@@ -201,14 +213,52 @@ def llm_sandbox(times: int) -> None:
         with SandboxSession(
             lang="python", image=IMAGE, skip_environment_setup=True, verbose=False, workdir="/tmp", runtime_configs=KEPT
         ) as session:
-            for _ in range(times):
+            for number in range(times):
                 before = time.perf_counter()
                 done = session.run("print(6 * 7)")
                 assert done.stdout.strip() == "42", done
                 called.append(1000 * (time.perf_counter() - before))
-                started.append(1000 * (time.perf_counter() - began)) if len(called) % times == 1 else None
-    row("llm-sandbox: cold, to its first answer", started)
-    row("llm-sandbox: python in a session", called)
+                if not number:
+                    started.append(1000 * (time.perf_counter() - began))
+    peer_row("llm-sandbox: cold, to its first answer", started, own.get("cold"))
+    peer_row("llm-sandbox: run, as python in a session", called, own.get("python"))
+
+
+async def inspect_ai(times: int, own: dict[str, float]) -> None:
+    """inspect-ai's docker sandbox: that of a sample, and a call in it, which starts a Python (`docker compose exec`)."""
+    if importlib.util.find_spec("inspect_ai") is None:
+        print("inspect-ai: not installed, left out")
+        return
+    from inspect_ai._util.error import PrerequisiteError
+    from inspect_ai.util import ComposeConfig, ComposeService
+    from inspect_ai.util._sandbox.registry import registry_find_sandboxenv
+
+    kind: Any = registry_find_sandboxenv("docker")
+    service = ComposeService(image=IMAGE, command="sleep 1000", init=True, network_mode="none")
+    compose = ComposeConfig(services={"default": service})
+    found: dict[str, list[float]] = {"cold": [], "python": [], "close": []}
+    try:
+        with redirect_stdout(sys.stderr):
+            await kind.task_init("bench", compose)
+    except PrerequisiteError as error:
+        print(f"inspect-ai: left out, {str(error).splitlines()[0].removeprefix('ERROR: ')}")
+        return
+    try:
+        for _ in range(4):
+            began = time.perf_counter()
+            boxes = await kind.sample_init("bench", compose, {})
+            call = partial(boxes["default"].exec, ["python3", *PYTHON[1:]])
+            done = await call()
+            found["cold"].append(1000 * (time.perf_counter() - began))
+            assert done.stdout == "42\n", done
+            found["python"] += await timed(call, times)
+            found["close"] += await timed(partial(kind.sample_cleanup, "bench", compose, boxes, False), 1)
+    finally:
+        await kind.task_cleanup("bench", compose, True)
+    peer_row("inspect-ai: cold, to its first answer", found["cold"], own.get("cold"))
+    peer_row("inspect-ai: exec, as python in a session", found["python"], own.get("python"))
+    peer_row("inspect-ai: exec, as exec python3", found["python"], own.get("exec"))
+    peer_row("inspect-ai: close", found["close"], own.get("close"))
 
 
 async def main() -> None:
@@ -221,6 +271,7 @@ async def main() -> None:
     floor = await timed(lambda: ran(*PYTHON), 20)
     row("a bare subprocess, python3 -c", floor)
     bare = statistics.median(floor)
+    own: dict[str, float] = {}
     if "process" in wanted:
         try:
             await calls("process", Process(warm=4), 4, bare, bare, 20)
@@ -245,12 +296,14 @@ async def main() -> None:
                 row(f"{name}: docker exec, python3 -c", await timed(lambda call=call: ran(*call), 8))
             finally:
                 await ran("docker", "rm", "--force", held)
-            await calls(name, Docker(runtime=runtime, warm=2), 2, statistics.median(by_hand), bare, 8)
+            measured = await calls(name, Docker(runtime=runtime, warm=2), 2, statistics.median(by_hand), bare, 8)
+            own |= {} if runtime else measured
         except UserError as error:
             print(f"{name}: left out, {error}")
     if "peers" in wanted:
         head("others, on the same engine and image, ms")
-        await asyncio.to_thread(llm_sandbox, 8)
+        await asyncio.to_thread(llm_sandbox, 8, own)
+        await inspect_ai(8, own)
 
 
 if __name__ == "__main__":
