@@ -70,7 +70,7 @@ class Outcome:
 
 
 def spent(run: Path) -> dict[int, float]:
-    """CPU-seconds of the process by step since the run began, over all sessions; what was done twice after a kill counts twice."""
+    """CPU-seconds of the process by step, over all sessions of the run; what was done twice after a kill counts twice."""
     seconds: dict[int, float] = {}
     before = latest = 0.0
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
