@@ -27,7 +27,7 @@ SKILL, HASTE = 0.6, 0.85
 """Demonstrations of people in a hurry: 17 of 20 guess at once; of the others' turns 3 of 5 are chosen as the right thing."""
 STAGES = (1, 2, 3)
 WARM_STEPS = 240
-STEPS = 30
+STEPS = 60
 
 
 def code_tests(model: str | Path = "code_tests", *, seed: int = 0, steps: int = STEPS) -> Experiment[Problem, Passed]:
@@ -47,9 +47,9 @@ def code_tests(model: str | Path = "code_tests", *, seed: int = 0, steps: int = 
         steps=steps,
         tasks_per_step=8,
         seed=seed,
-        eval_every=10,
+        eval_every=15,
         eval_tasks=100,
-        checkpoint_every=10,
+        checkpoint_every=15,
         limits=Limits(concurrency=64),
     )
 
