@@ -2,7 +2,7 @@
 
     python -m tests.sandboxes.escape_table [--only process,docker,gvisor] [--json]
 
-As root, each backend is tried as uid 65534 too (of Docker, with the group of its socket): six columns, 5 to 12 minutes. The
+As root, each backend is tried as uid 65534 too (of Docker, with the group of its socket): six columns, in 5 to 17 minutes. The
 table is written if all of them are there, else printed. `--json` tries as who calls and writes nothing. It ends with status 1
 if an attempt got through whose reason is not in `WEAKER`, or if a column that was asked for is missing.
 """
