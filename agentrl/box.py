@@ -92,6 +92,10 @@ class Box:
 
     async def python(self, code: str, *, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - as above
         """Runs Python in the session's one interpreter, whose names last."""
+        if not isinstance(code, str):  # pyright: ignore[reportUnnecessaryIsInstance]  - a caller may have no types
+            raise UserError(f"a box's Python code is a string, got {code!r:.80}")
+        if timeout is not None and not timeout > 0:
+            raise UserError(f"a box's timeout must be > 0 seconds, got {timeout}")
         return _ran(await self._call("python", code, timeout))
 
     async def read(self, path: str) -> bytes:
@@ -168,7 +172,12 @@ def unpacked(value: Any) -> bytes:
 
 
 def _bytes(data: str | bytes) -> bytes:
-    return data.encode("utf-8") if isinstance(data, str) else bytes(data)
+    """Text as UTF-8; half a surrogate pair, which has none, as Python writes it with surrogatepass."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogatepass")
+    if isinstance(data, bytes | bytearray | memoryview):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return bytes(data)
+    raise UserError(f"what goes into a box is text or bytes, got {data!r:.80} ({type(data).__name__})")
 
 
 def _said(argument: Any) -> Any:

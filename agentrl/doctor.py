@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from agentrl.errors import capture, describe
+from agentrl.errors import UserError, capture, describe
 
 DISTRIBUTION = "agentrl-runtime"
 NAMESAKE = "agentrl"
@@ -77,6 +77,7 @@ def diagnose(model: str | Path | None = None, *, run: str | Path | None = None, 
         ("installation", lambda: _distributions(_installed())),
         ("extras", lambda: _extras(EXTRAS)),
         ("threads", _threads),
+        ("sandbox", _sandboxes),
     ]
     if importlib.util.find_spec("torch") is not None:
         parts += [("torch", _torch)] + ([("local engine", lambda: _engine(model))] if engine is None else [])
@@ -160,6 +161,25 @@ def _threads() -> Iterator[Finding]:
         yield Finding("warning", "threads", text, f"threads that share a core wait for each other: OMP_NUM_THREADS={usable}")
     else:
         yield Finding("ok", "threads", text)
+
+
+def _sandboxes() -> Iterator[Finding]:
+    """Each that is installed is opened: what stands between its code and this machine, or why it does not start here."""
+    from agentrl.resolve import Offered
+
+    async def isolation(spec: Any) -> str:
+        async with spec.open() as backend:
+            return backend.isolation
+
+    for name, made_by in Offered("agentrl.sandboxes").items():
+        with capture() as caught:
+            yield Finding(
+                "ok", "sandbox", f"{name}: {asyncio.run(isolation(made_by() if isinstance(made_by, type) else made_by))}"
+            )
+        if isinstance(caught.error, UserError):
+            yield Finding("note", "sandbox", f"{name}: {caught.error}")
+        elif caught.error is not None:
+            yield Finding("problem", "sandbox", f"{name}: {describe(caught.error)}")
 
 
 def _torch() -> Iterator[Finding]:

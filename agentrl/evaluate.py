@@ -81,7 +81,7 @@ async def rollout(
 
     known: Any = tasks or experiment.held_out or experiment.tasks
     if not isinstance(known, Sequence) or not len(known):
-        raise UserError("there are no tasks to run; give one with --task JSON")
+        raise UserError("there are no tasks to run: Experiment(..., held_out=...), or give one with --task JSON")
     chosen = [known[index % len(known)] for index in range(count)]
     with unwrapped():
         async with AsyncExitStack() as stack:

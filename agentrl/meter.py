@@ -11,7 +11,7 @@ from typing import Any
 
 from agentrl.credit.values import CRITIC
 from agentrl.episode import EMPTY_MAP, FINISHED, Episode, Group
-from agentrl.errors import capture, describe
+from agentrl.errors import UserError, capture, describe
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import StepStats
 from agentrl.metrics import Sink, StepMetrics
@@ -178,6 +178,13 @@ def losses(groups: Sequence[Group]) -> list[str]:
         f"{episodes[0].failure.message if episodes[0].failure else episodes[0].status}"
         for cause, episodes in sorted(by_cause.items())
     ]
+
+
+def refuse_hopeless(groups: Sequence[Group]) -> None:
+    """`UserError` if all episodes were lost by how the run was set up: the next ones would be, too."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    if episodes and all(episode.failure is not None and episode.failure.fault == UserError.fault for episode in episodes):
+        raise UserError("; ".join(losses(groups)))
 
 
 def _cause(episode: Episode) -> str:

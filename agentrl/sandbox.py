@@ -32,11 +32,24 @@ NAMED = re.compile(rf"(?=[^:]*[A-Za-z]|127\.0\.0\.1:)(?=.{{1,259}}$)(?:{LABEL}\.
 MOST_HOSTS = 128
 
 
+RANGES: Mapping[str, tuple[float, int | float]] = {
+    "memory_mb": (16, 1 << 24),
+    "processes": (8, 1 << 15),
+    "cpu_seconds": (1, 1 << 24),
+    "open_files": (16, 1 << 20),
+    "disk_mb": (1, 1 << 24),
+    "output": (64, 1 << 30),
+    "timeout": (0.01, 1e7),
+}
+"""What limits may be. With less, nothing runs, and a model would pay for a setting."""
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
     """What one session may use. All of its processes together, unless said."""
 
     memory_mb: int = 512
+    """Beside what its files hold, which lie in memory too and are bounded by `disk_mb`: what bounds it counts both together."""
     processes: int = 64
     """Threads count, too."""
     cpu_seconds: int = 60
@@ -44,7 +57,7 @@ class SandboxLimits:
     open_files: int = 256
     """Of one process."""
     disk_mb: int = 64
-    """What its writable places hold; not part of `memory_mb`."""
+    """What its writable places hold."""
     output: int = 1 << 20
     """Bytes of each stream of a call that are kept; what comes after is read and thrown away."""
     timeout: float = 30.0
@@ -52,9 +65,11 @@ class SandboxLimits:
     network: Network = "none"
 
     def __post_init__(self) -> None:
-        for name in ("memory_mb", "processes", "cpu_seconds", "open_files", "disk_mb", "output", "timeout"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"a sandbox's {name} must be > 0, got {getattr(self, name)}")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            kinds = (int, float) if isinstance(most, float) else (int,)
+            if type(value) not in kinds or not least <= value <= most:
+                raise UserError(f"a sandbox's {name} must be {least:g} to {most:g}, got {value!r}")
         if self.network != "none":
             object.__setattr__(self, "network", _hosts(self.network))
 
@@ -65,10 +80,11 @@ def _hosts(network: object) -> tuple[str, ...]:
     for host in hosts:
         found = NAMED.fullmatch(host) if isinstance(host, str) else None
         if found is None or int(found[1]) > 65535:
-            raise UserError(
-                f'a sandbox\'s network is "none" or hosts as "name:port", got {host!r}; give an address a name in this '
-                "machine's /etc/hosts"
+            plain = isinstance(host, str) and ":" not in host
+            do = (
+                f"add the port: {host}:443" if plain else "for an address, write a name that this machine's /etc/hosts gives it"
             )
+            raise UserError(f'a sandbox\'s network is "none" or hosts as "name:port", got {host!r}; {do}')
     if not 0 < len(hosts) <= MOST_HOSTS or len(set(hosts)) < len(hosts):
         raise UserError(f'a sandbox\'s network is "none" or 1 to {MOST_HOSTS} different hosts, got {network!r:.200}')
     return cast("tuple[str, ...]", hosts)
@@ -131,6 +147,10 @@ class Command:
     def __post_init__(self) -> None:
         if not self.argv:
             raise UserError("a command needs an argv or a shell line, got an empty one")
+        given = (*((self.argv,) if isinstance(self.argv, str) else self.argv), self.cwd, *self.env, *self.env.values())
+        for word in given:
+            if not isinstance(word, str):  # pyright: ignore[reportUnnecessaryIsInstance]  - a caller may have no types
+                raise UserError(f"a command's argv, cwd and env are strings, got {word!r} ({type(word).__name__}); str() it")
         if self.timeout is not None and not self.timeout > 0:
             raise UserError(f"a command's timeout must be > 0 seconds, got {self.timeout}")
 

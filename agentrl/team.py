@@ -110,6 +110,8 @@ class Team:
         """
         if self._sandboxes is None:
             raise UserError("this team has no sandbox; run it by a Runtime, with Experiment(..., sandbox=Process())")
+        if limits is not None and not isinstance(limits, SandboxLimits):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UserError(f"team.sandbox(limits) takes SandboxLimits(...) from agentrl.sandbox, got {limits!r:.80}")
         self._boxes += 1
         return Box(self.world, self._sandboxes, f"box {self._boxes}", limits or self._sandboxes.limits)
 

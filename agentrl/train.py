@@ -27,7 +27,7 @@ from agentrl.errors import unwrapped
 from agentrl.evaluate import held_out
 from agentrl.experiment import Experiment
 from agentrl.learning.contract import Learner, StepStats
-from agentrl.meter import Meter
+from agentrl.meter import Meter, refuse_hopeless
 from agentrl.metrics import Sink
 from agentrl.prepare import prepare
 from agentrl.publish import Publisher
@@ -147,6 +147,7 @@ class Training:
             if self.stop.is_set():
                 return
             groups = self.admission.take()
+            refuse_hopeless(groups)
             stats = await self.step(groups)
             async with self._moved:
                 self.batch += 1
@@ -193,4 +194,5 @@ class Training:
         if self.experiment.held_out:
             with self.meter.time("evaluate"):
                 groups = await held_out(self.runtime, self.batch)
+            refuse_hopeless(groups)
             self.meter.evaluated(self.batch, groups)

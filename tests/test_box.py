@@ -393,6 +393,11 @@ async def test_a_closed_box_is_refused(tmp_path: Path) -> None:
     [
         (lambda box: box.exec(""), "a command needs an argv or a shell line, got an empty one"),
         (lambda box: box.exec("true", timeout=0), "a command's timeout must be > 0 seconds, got 0"),
+        (lambda box: box.exec(["echo", 5]), "argv, cwd and env are strings, got 5 (int)"),
+        (lambda box: box.exec("true", env={"A": 5}), "argv, cwd and env are strings, got 5 (int)"),
+        (lambda box: box.exec("true", stdin=None), "text or bytes, got None (NoneType)"),
+        (lambda box: box.python(None), "Python code is a string, got None"),
+        (lambda box: box.python("1", timeout=-1), "timeout must be > 0 seconds, got -1"),
     ],
 )
 async def test_a_command_that_is_none_is_refused(use: Callable[[Any], Any], message: str, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ MISTAKES = [
     (["credit=string:Formatter"], "which lacks __call__, needs"),
     (["limits.deadline=-1"], "limits.deadline must be > 0"),
     (["sandbox=proces"], "did you mean process"),
-    (["sandbox=process", "sandbox.limits.memory_mb=0"], "memory_mb must be > 0"),
+    (["sandbox=process", "sandbox.limits.memory_mb=0"], "memory_mb must be 16 to"),
     (["sandbox.warm=1"], "sandbox is None, which has no field 'warm'"),
     (["workflow.agents.tester.max_turn=6"], "did you mean max_turns"),
 ]

@@ -103,6 +103,17 @@ def test_a_package_that_is_missing_or_old_names_its_extra(tmp_path: Path, monkey
     assert finding.do == 'pip install "agentrl-runtime[parts]"'
 
 
+def test_each_sandbox_says_what_isolates_or_why_it_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
+    found = {finding.text.partition(":")[0]: finding for finding in diagnose().findings if finding.subject == "sandbox"}
+    assert (found["docker"].level, "no Docker engine answers at unix:///no/such/socket" in found["docker"].text) == (
+        "note",
+        True,
+    )
+    said = "bubblewrap" if found["process"].level == "ok" else "cannot isolate"
+    assert said in found["process"].text
+
+
 def test_a_sound_run_is_counted(tmp_path: Path) -> None:
     report = diagnose(run=make_run(tmp_path / "run"))
     assert report.ok, str(report)

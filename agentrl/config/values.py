@@ -128,7 +128,8 @@ def lacking(hint: Any, value: Any) -> list[str]:
     """What `value` lacks of what `hint` asks for; empty = nothing that can be told."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return min((lacking(option, value) for option in get_args(hint)), key=len)
+        options = [option for option in get_args(hint) if option is not type(None) or value is None]
+        return min((lacking(option, value) for option in options), key=len)
     kind = origin or hint
     if kind is Callable or getattr(kind, "__name__", "") == "Callable":
         return [] if callable(value) else ["__call__"]

@@ -31,9 +31,9 @@ async def each_session_is_fresh(s: Subject) -> None:
 
 async def limits_of_its_own_are_kept(s: Subject) -> None:
     """A session that names limits gets them, beside others that do not."""
-    own = await s.session(replace(s.limits, output=3))
-    same((await sh(own, "echo 12345")).stdout, b"123", "output with a limit of 3 bytes")
-    same((await sh(await s.session(), "echo 12345")).stdout, b"12345\n", "output of a session with the spec's limits")
+    own = await s.session(replace(s.limits, output=64))
+    same((await sh(own, "printf %065d 0")).stdout, b"0" * 64, "output with a limit of 64 bytes")
+    same((await sh(await s.session(), "printf %065d 0")).stdout, b"0" * 65, "output of a session with the spec's limits")
 
 
 async def a_fork_is_exact_or_none(s: Subject) -> None:

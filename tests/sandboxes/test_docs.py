@@ -19,7 +19,7 @@ from tests.boxes import experiment, running
 from tests.sandboxes.escape_table import BEGIN, END, NAMES, SPECS, WEAKER
 
 MANUAL = Path(__file__).resolve().parents[2] / "docs" / "sandboxes.md"
-WORKFLOW, LIMITS, NETWORK, CHECK = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
+WORKFLOW, ALONE, LIMITS, NETWORK, CHECK = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ async def test_the_workflow_of_the_manual_runs_what_the_model_wrote() -> None:
     async with running(experiment(solve, Process(warm=0)), respond=script(code)) as runtime:
         episode = await runtime.run(Question("multiply"), group="g")
     assert episode.output == {"ok": True, "printed": "20\n"}
+
+
+@pytest.mark.usefixtures("isolates")
+def test_the_backend_of_the_manual_runs_without_a_workflow(capsys: pytest.CaptureFixture[str]) -> None:
+    run(ALONE)
+    assert capsys.readouterr().out.endswith("the kernel is shared\n42\n\n")
 
 
 def test_the_limits_of_the_manual_are_limits() -> None:

@@ -382,8 +382,8 @@ async def test_each_session_is_fresh_and_sees_no_other(backend: Backend) -> None
 
 
 async def test_limits_of_its_own_open_a_session_of_its_own(backend: Backend) -> None:
-    own = await backend.session(SandboxLimits(disk_mb=1, output=3))
-    assert (await sh(own, "echo 12345")).stdout == b"123"
+    own = await backend.session(SandboxLimits(disk_mb=1, output=64))
+    assert (await sh(own, "printf %065d 0")).stdout == b"0" * 64
     await own.close()
 
 

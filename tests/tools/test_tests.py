@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from agentrl.errors import SandboxError, UserError
-from agentrl.sandbox import Ran
+from agentrl.sandbox import Ran, SandboxLimits
 from agentrl.tool import ToolOutput
 from agentrl_sandboxes.process import Process
 from agentrl_tools.tests import Case, Check, Result, Test, Tests, run_tests
@@ -131,6 +131,8 @@ async def test_the_tool_says_what_failed_and_how_many_passed() -> None:
 
 async def test_a_sandbox_without_python_is_the_sandboxes_fault() -> None:
     class Bare:
+        limits = SandboxLimits()
+
         def secret(self, name: str) -> str:
             return "token"
 
@@ -139,6 +141,15 @@ async def test_a_sandbox_without_python_is_the_sandboxes_fault() -> None:
 
     with pytest.raises(SandboxError, match="tests need a python3 in the sandbox; it says 'python3: not found'"):
         await run_tests(Bare(), ADD, [CHECK])  # type: ignore[arg-type]
+
+
+async def test_a_sandbox_whose_output_holds_no_results_is_refused_before_anything_runs() -> None:
+    class Small:
+        limits = SandboxLimits(output=1000)
+
+    assert [each.passed for each in await run_tests(Small(), ADD, [])] == []  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"2 tests need a sandbox with limits\.output >= 1024, got 1000"):
+        await run_tests(Small(), ADD, [CHECK, CHECK])  # type: ignore[arg-type]
 
 
 async def test_tests_that_are_none_are_refused() -> None:

@@ -206,6 +206,19 @@ def test_metrics_say_what_was_lost_and_why(warm: Path, tmp_path: Path) -> None:
     assert len(said) == 1 and "of 8 episodes lost (workflow)" in said[0] and "KeyError" in said[0]
 
 
+@workflow(Agent("searcher"))
+async def wants_a_sandbox(task: object, team: Team) -> str:
+    async with team.sandbox():
+        return ""
+
+
+@pytest.mark.parametrize("eval_every", [0, 1])
+def test_a_run_whose_every_episode_is_lost_by_its_set_up_ends(warm: Path, tmp_path: Path, eval_every: int) -> None:
+    experiment = small(warm, steps=1, workflow=wants_a_sandbox, eval_every=eval_every)
+    with pytest.raises(UserError, match=r"of \d episodes lost \(user\).*this experiment has no sandbox"):
+        asyncio.run(train(experiment, out=tmp_path / "run"))
+
+
 def test_an_evaluation_of_the_demonstrations_themselves_is_called_so(
     warm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,6 +25,8 @@ from agentrl.tool import ToolOutput
 
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError, TypeError)
 NOT_FOUND = (126, 127)
+LINE = 512
+"""Bytes of output that a result needs, short of long values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,15 @@ async def run_tests(box: Box, code: str, tests: Sequence[Test], *, seconds: floa
         return []
     if not seconds > 0:
         raise UserError(f"a test needs seconds > 0, got {seconds}")
+    if box.limits.output < LINE * len(tests):
+        raise UserError(f"{len(tests)} tests need a sandbox with limits.output >= {LINE * len(tests)}, got {box.limits.output}")
     token = box.secret("tests")
     asked = {"token": token, "code": code, "timeout": seconds, "tests": [_asked(test) for test in tests]}
     command = ("python3", "-I", "-S", "-c", harness())
     ran = await box.exec(command, stdin=json.dumps(asked), timeout=seconds * len(tests) + 5)
     if ran.status in NOT_FOUND and not ran.stdout:
         raise SandboxError(f"tests need a python3 in the sandbox; it says {ran.error_text.strip()!r:.200}")
-    lines = [line.removeprefix(token) for line in ran.text.splitlines() if line.startswith(token)]
+    lines = [line.removeprefix(token) for line in ran.text.rpartition("\n")[0].split("\n") if line.startswith(token)]
     told = [json.loads(line) for line in lines[: len(tests)]]
     why = ran.killed or (f"[exit status {ran.status}] {ran.error_text[-200:]}").strip()
     told += [{"error": f"no result: {why}"}] * (len(tests) - len(told))

@@ -96,7 +96,7 @@ class ProcessSession:
 
     async def python(self, code: str, timeout: float | None = None) -> Ran:  # noqa: ASYNC109 - the sandbox ends it itself
         seconds = timeout or self._limits.timeout
-        return await self._run(("python", seconds), code.encode("utf-8", "surrogateescape"), seconds)
+        return await self._run(("python", seconds), code.encode("utf-8", "surrogatepass"), seconds)
 
     async def read(self, path: str) -> bytes:
         return (await self._file("read", path))[1]

@@ -50,8 +50,9 @@ class Process:
             return
         told = {"prefix": sys.base_prefix, "python": str(python()), "packages": self.packages, "bwrap": str(bubblewrap())}
         env = environment(self.packages and "/packages")
+        launcher = await Launcher.start(told)
         async with asyncio.TaskGroup() as tasks:  # of connections that are carried
-            backend = ProcessBackend(await Launcher.start(told), self.limits, self.warm, told, env, tasks)
+            backend = ProcessBackend(launcher, self.limits, self.warm, told, env, tasks)
             with capture() as caught:  # an error of the block leaves as it came, not as one of this group
                 try:
                     await backend.probe()
