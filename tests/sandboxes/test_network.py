@@ -220,7 +220,7 @@ async def test_nothing_of_a_network_is_left(backend: Backend) -> None:
         async with networked(backend, f"localhost:{port}") as session:
             await python(session, port, "s.sendall(b'x'); s.recv(1)")
         before = open_here()
-        for _ in range(5):
+        for _ in range(2):
             async with networked(backend, f"localhost:{port}", "localhost:1") as session:
                 await python(session, port, "s.sendall(b'x'); s.recv(1)")
             async with networked(backend, f"localhost:{port}"):
