@@ -24,6 +24,8 @@ CONNECTING = 10.0
 MOST = 64
 """Connections of one sandbox at once; more are closed as they come."""
 LOCAL = ("localhost", "127.0.0.1")
+_unreachable: set[Place] = set()
+"""Places that did not answer, and of which a warning was given."""
 
 
 class Place(NamedTuple):
@@ -68,7 +70,9 @@ async def carry(inner: Inner, place: Place) -> None:
         async with asyncio.timeout(CONNECTING):
             _, outer = await loop.create_connection(partial(Tcp, lambda _: inner), place.name, place.port)
     except OSError as error:  # TimeoutError among them
-        log.warning("a sandbox asked for %s:%d, which did not answer: %s", place.name, place.port, error or "too late")
+        level = logging.DEBUG if place in _unreachable else logging.WARNING  # once: code may try without end
+        _unreachable.add(place)
+        log.log(level, "a sandbox asked for %s:%d, which did not answer: %s", place.name, place.port, error or "too late")
         inner.abort()
         return
     except asyncio.CancelledError:

@@ -155,7 +155,10 @@ class Channel:
     def go(self, near: Tcp) -> None:
         """The near end is connected."""
         self.near = near
-        self._link.say(OPENED, self.number)
+        if self.number in self._link.channels:
+            self._link.say(OPENED, self.number)
+        else:  # the far end went while this one was on its way
+            near.abort()
 
     def half_done(self) -> None:
         """One of its two directions has ended."""

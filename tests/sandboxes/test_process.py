@@ -103,9 +103,9 @@ async def test_a_signal_is_a_negative_status(session: Session) -> None:
 
 
 async def test_a_command_that_takes_too_long_is_ended(session: Session) -> None:
-    ran = await sh(session, "trap '' TERM INT; echo begun; while :; do sleep 1; done", timeout=0.3)
+    ran = await sh(session, "trap '' TERM INT; echo begun; while :; do sleep 1; done", timeout=1.5)
     assert (ran.status, ran.timed_out, ran.killed, ran.text, ran.ok) == (-9, True, "timeout", "begun\n", False)
-    assert 0.3 <= ran.seconds < 5
+    assert 1.5 <= ran.seconds < 10
 
 
 async def test_cpu_seconds_are_those_of_the_call_and_of_all_that_it_ran(session: Session) -> None:

@@ -148,6 +148,16 @@ async def test_frames_of_what_was_given_up_are_dropped() -> None:
     assert (said, link.channels) == (b"", {})
 
 
+async def test_a_far_end_that_went_while_its_host_was_on_its_way_ends_that() -> None:
+    said, channels = bytearray(), list[Channel]()
+    link = Link(said.extend, lambda channel, place: channels.append(channel))
+    link.hear(HEAD.pack(OPEN, 3, 0) + HEAD.pack(ABORT, 3, 0))
+    near, wire = Tcp(lambda _: channels[0]), Wire()
+    near.connection_made(wire)
+    channels[0].go(near)
+    assert (wire.gone, said, link.channels) == (True, b"", {})
+
+
 async def test_both_directions_over_is_the_end_of_a_channel() -> None:
     said = bytearray()
     link = Link(said.extend)
