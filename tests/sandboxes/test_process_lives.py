@@ -321,7 +321,8 @@ def reachable(path: str) -> bool:
 
 @pytest.mark.timeout(280)  # several files of tests
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user; this is an ordinary user's run already")
-def test_the_calls_and_the_limits_hold_for_an_ordinary_user_too() -> None:
+@pytest.mark.parametrize("names", [("process", "process_limits", "process_filter"), ("process_escapes",), ("network",)])
+def test_the_calls_and_the_limits_hold_for_an_ordinary_user_too(names: tuple[str, ...]) -> None:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     pythons = [path for path in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}") if Path(path).exists()]
     python = next(filter(reachable, pythons), None)
@@ -329,7 +330,7 @@ def test_the_calls_and_the_limits_hold_for_an_ordinary_user_too() -> None:
     if python is None or not reachable(str(ROOT)) or not all(map(reachable, packages)):
         pytest.skip("neither this Python nor the system's, with its packages, can be run by an ordinary user here")
     folders = [str(ROOT), *(str(ROOT / name) for name in ("tools", "sandboxes", "workflows")), *packages]
-    files = [str(Path(__file__).with_name(f"test_process{name}.py")) for name in ("", "_limits", "_filter", "_escapes")]
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     ran = subprocess.run(
         [python, "-m", "pytest", "-n", "0", "-q", *files],
         user=NOBODY,
