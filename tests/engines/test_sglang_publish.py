@@ -264,10 +264,10 @@ CONTROL = (
 @pytest.mark.parametrize("path", CONTROL)
 @pytest.mark.parametrize("kind", ["never", "drip", "drop", "garbage"])
 async def test_publish_ends_in_time_whichever_call_goes_wrong(path: str, kind: Any) -> None:
-    seconds = Seconds(request=0.4, control=0.2, publish=0.2)
+    seconds = Seconds(request=2.0, control=0.2, publish=0.2)
     async with FakeSGLang() as fake, SGLangEngine(fake.url, vocab_size=320, seconds=seconds) as engine:
         fake.fail(path, kind, times=2 if path == "/continue_generation" else 1)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(6):
             with pytest.raises(EngineError, match=f"SGLang at {fake.url}: (GET|POST) {path} "):
                 await engine.publish("policy", random_weights(1), ONE)
             if path in ("/pause_generation", "/begin_weight_update"):  # nothing was changed yet
@@ -280,7 +280,7 @@ async def test_publish_ends_in_time_whichever_call_goes_wrong(path: str, kind: A
 @pytest.mark.parametrize("kind", ["never", "drip", "drop", "garbage", "500"])
 @pytest.mark.parametrize("path", ["/release_memory_occupation", "/resume_memory_occupation", "/model_info"])
 async def test_other_control_calls_end_in_time(path: str, kind: Any) -> None:
-    seconds = Seconds(request=0.4, control=0.2, publish=0.2)
+    seconds = Seconds(request=2.0, control=0.2, publish=0.2)
     async with FakeSGLang() as fake, SGLangEngine(fake.url, vocab_size=320, seconds=seconds, memory_saver=True) as engine:
         fake.fail(path, kind)
         call = {
