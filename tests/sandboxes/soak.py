@@ -198,7 +198,9 @@ def mounts() -> set[str]:
 
 
 def files() -> set[str]:
-    return {str(path) for place in (tempfile.gettempdir(), "/tmp", "/dev/shm", "/run") for path in Path(place).glob("agentrl*")}
+    """All in this process's folder for such files, its own (`soaked`), and what has our name where nobody else puts any."""
+    ours = {str(path) for place in ("/dev/shm", "/run") for path in Path(place).glob("agentrl*")}
+    return ours | {str(path) for path in Path(tempfile.gettempdir()).rglob("*")}
 
 
 def with_word(word: str) -> set[str]:
@@ -263,7 +265,13 @@ def soaked(name: str, sessions: int, at_once: int, seed: int) -> tuple[Soak, dic
     """`run`, with what it leaves in this process."""
     asyncio.run(asyncio.sleep(0))
     descriptors, threads = set(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-    soak, left = asyncio.run(run(name, sessions, at_once, seed))
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as own:
+        tempfile.tempdir = own  # others of this machine have files as well
+        try:
+            soak, left = asyncio.run(run(name, sessions, at_once, seed))
+        finally:
+            tempfile.tempdir = before
     left["descriptors"] = sorted(set(os.listdir("/proc/self/fd")) - descriptors)
     until = time.monotonic() + PATIENCE  # a thread that was joined may be on its way out
     while (more := len(os.listdir("/proc/self/task")) - threads) > 0 and time.monotonic() < until:
