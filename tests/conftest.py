@@ -1,7 +1,8 @@
-"""For every test: each turn that any run stored must read back as the tokens that its engine saw."""
+"""For every test: each turn that any run stored must read back as the tokens that its engine saw; and Ctrl-C is heard."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from agentrl.store.sqlite import SQLiteStore
 
 OWN_TURNS = ("tests/store", "tests/benchmarks")
 """Tests that store turns which no engine sampled."""
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's `make test &`; what the tests start would be deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
