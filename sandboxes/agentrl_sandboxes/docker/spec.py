@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.errors import UserError, capture
+from agentrl.errors import UserError
 from agentrl.sandbox import Backend, SandboxLimits
+from agentrl_sandboxes.tasks import background
 
 if TYPE_CHECKING:
     from aiodocker import Docker as Client
@@ -62,17 +63,14 @@ class Docker:
         host = checked(self.host or os.environ.get("DOCKER_HOST") or SOCKET)
         async with Client(url=host) as client:
             env, gvisor = await self._found(client, host)
-            async with asyncio.TaskGroup() as tasks:
+            async with background() as tasks:
                 backend = DockerBackend(client, self, host=host, gvisor=gvisor, env=env, labels=labels(), tasks=tasks)
-                with capture() as caught:  # an error of the block leaves as it came, not as one of this group
-                    try:
-                        await reap(client, backend.remove)
-                        await backend.probe()
-                        yield backend
-                    finally:
-                        await backend.close()
-            if caught.error is not None:
-                raise caught.error
+                try:
+                    await reap(client, backend.remove)
+                    await backend.probe()
+                    yield backend
+                finally:
+                    await backend.close()
 
     async def _found(self, client: Client, host: str) -> tuple[dict[str, str], bool]:
         """The environment that commands find, and whether gVisor runs them."""

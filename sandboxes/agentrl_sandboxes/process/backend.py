@@ -195,7 +195,6 @@ class ProcessBackend:
         self._told = told
         self._env = env
         self._tasks = tasks
-        self._carrying: dict[int, asyncio.Task[None]] = {}
         self._slots = deque(range(SLOTS))
         self._idle: deque[ProcessSession] = deque()
         self._live: set[ProcessSession] = set()
@@ -265,7 +264,7 @@ class ProcessBackend:
             "disk_mb": limits.disk_mb,
             "processes": limits.processes,
         }
-        asked["network"] = self._network(slot, limits)
+        asked["network"] = self._network(slot, limits, ended)
         self._launcher.send(asked, other)
         wire = Wire(end, longest(limits))
         session = ProcessSession(
@@ -283,14 +282,15 @@ class ProcessBackend:
         opened = wire.post("open", setup(limits, work="/work", env=self._env, paths=paths, isolated=True, watched=watched))
         return Opening(session, opened, ended, partial(self._launcher.send, {"end": slot}))
 
-    def _network(self, slot: int, limits: SandboxLimits) -> dict[str, Any]:
+    def _network(self, slot: int, limits: SandboxLimits, ended: asyncio.Future[str]) -> dict[str, Any]:
         """What the launcher is told of a sandbox's network; its connections are carried for as long as it lives."""
         allowed = places(limits.network)
         if not allowed:
             return {}
 
         def carry(listeners: list[socket.socket]) -> None:
-            task = self._carrying[slot] = self._tasks.create_task(serve(listeners, allowed))
+            task = self._tasks.create_task(serve(listeners, allowed))
+            ended.add_done_callback(lambda _: task.cancel())
             for listener in listeners:  # one that is cancelled at once never comes to close them
                 task.add_done_callback(lambda _, listener=listener: listener.close())
 
@@ -301,8 +301,6 @@ class ProcessBackend:
         """Nothing of the slot's sandbox is left: it may be used again."""
         session.wire.fail(f"it ended ({ended.result() or 'without a word'})")
         self._launcher.listening.pop(slot, None)
-        if slot in self._carrying:
-            self._carrying.pop(slot).cancel()
         self._live.discard(session)
         self._slots.append(slot)
 

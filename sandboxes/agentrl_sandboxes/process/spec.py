@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import platform
 import sys
@@ -12,11 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentrl.errors import UserError, capture
+from agentrl.errors import UserError
 from agentrl.sandbox import Backend, SandboxLimits
 from agentrl_sandboxes.process.backend import Launcher, ProcessBackend
 from agentrl_sandboxes.process.local import UnsafeBackend
 from agentrl_sandboxes.process.seccomp import MACHINES
+from agentrl_sandboxes.tasks import background
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,13 @@ class Process:
         told = {"prefix": sys.base_prefix, "python": str(python()), "packages": self.packages, "bwrap": str(bubblewrap())}
         env = environment(self.packages and "/packages")
         launcher = await Launcher.start(told)
-        async with asyncio.TaskGroup() as tasks:  # of connections that are carried
+        async with background() as tasks:  # of connections that are carried
             backend = ProcessBackend(launcher, self.limits, self.warm, told, env, tasks)
-            with capture() as caught:  # an error of the block leaves as it came, not as one of this group
-                try:
-                    await backend.probe()
-                    yield backend
-                finally:
-                    await backend.close()
-        if caught.error is not None:
-            raise caught.error
+            try:
+                await backend.probe()
+                yield backend
+            finally:
+                await backend.close()
 
 
 UNSAFE = "Process(unsafe_local=True) isolates NOTHING: the code of the model runs as you, with your files and your network"
