@@ -218,7 +218,7 @@ def container_cgroups(ids: set[str]) -> set[str]:
 
 async def run(name: str, sessions: int, at_once: int, seed: int) -> tuple[Soak, dict[str, object]]:
     """The soak, and what is left of it by kind."""
-    before = {"mounts": mounts(), "files": files(), "groups": groups()}
+    before = {"mounts": mounts(), "files": files()}
     word = f"soak-{os.getpid()}-{time.monotonic_ns()}"
     numbers = iter(range(sessions))
     async with SPECS[name].open() as backend:
@@ -238,10 +238,7 @@ async def run(name: str, sessions: int, at_once: int, seed: int) -> tuple[Soak, 
     kinds: dict[str, Callable[[], object]] = {
         "processes": lambda: sorted({*map(str, alive(soak.seen)), *with_word(word)}),
         "mounts": lambda: sorted(soak.mounts_left(before["mounts"])),
-        "cgroups": lambda: (
-            sorted({g for g in groups() - before["groups"] if int(g.split("-")[2]) in soak.seen})
-            + sorted(container_cgroups(soak.containers))
-        ),
+        "cgroups": lambda: sorted(map(str, groups(soak.seen))) + sorted(container_cgroups(soak.containers)),
         "containers": lambda: soak.mine() if soak.docker else [],
         "files": lambda: sorted(files() - before["files"]),
     }

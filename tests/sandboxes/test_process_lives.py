@@ -82,10 +82,11 @@ def alive(processes: dict[int, str]) -> list[int]:
     return found
 
 
-def groups() -> set[str]:
-    """The cgroups that launchers have made and not removed."""
+def groups(launchers: dict[int, str]) -> list[Path]:
+    """The cgroups that these launchers have made and not removed; others may run beside them, or have left theirs."""
+    names = {f"agentrl-{cgroups._processes()}-{pid}-{began}" for pid, began in launchers.items()}
     found = [*cgroups.ROOT.glob("*/**/agentrl-*"), *cgroups.ROOT.glob("agentrl-*")]
-    return {folder.name for folder in found}
+    return [folder for folder in found if folder.name in names]
 
 
 def until(holds: Callable[[], bool], seconds: float = 5.0) -> float:
@@ -141,7 +142,7 @@ async def test_after_the_block_nothing_is_left() -> None:
         assert len(os.listdir("/proc/self/fd")) <= descriptors + 3  # asyncio's own, once
         descriptors = len(os.listdir("/proc/self/fd"))
     assert len(os.listdir("/proc/self/task")) <= threads + 1
-    assert not [name for name in groups() if int(name.split("-")[2]) in processes]
+    assert groups(processes) == []
     with pytest.raises(SandboxError):
         await kept.python("1")
     with pytest.raises(SandboxError):
@@ -161,7 +162,7 @@ def test_a_host_that_is_killed_leaves_nothing(how: signal.Signals) -> None:
         host.send_signal(how)
         host.wait(10)
         until(lambda: not alive(processes))
-        until(lambda: not [name for name in groups() if int(name.split("-")[2]) in processes])
+        until(lambda: not groups(processes))
 
 
 async def test_a_launcher_that_is_killed_ends_its_sandboxes_and_says_so() -> None:
@@ -176,7 +177,7 @@ async def test_a_launcher_that_is_killed_ends_its_sandboxes_and_says_so() -> Non
         with pytest.raises(SandboxError, match="launcher"):
             await backend.session(LIMITS)
     async with opened(0).open():  # which removes what that one left
-        assert not [name for name in groups() if int(name.split("-")[2]) == launcher]
+        assert groups({launcher: processes[launcher]}) == []
 
 
 def parent(pid: int) -> int:

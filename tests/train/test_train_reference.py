@@ -184,7 +184,7 @@ def test_killed_a_run_with_references_ends_as_if_never_stopped(warm: Path, tmp_p
     settings = " ".join((*PVPO_RUN, f"reference.model={warm}", "tasks=tests.train.small:few"))
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), str(ROOT / "workflows")])
     environment = {**os.environ, "PYTHONPATH": paths, "AGENTRL_KILL_SET": settings}
-    cases = ["model.done:9", "store.mid_commit:25", "learn.begun:2"]
+    cases = ["model.done:9", "store.mid_commit:9", "learn.begun:2"]
     command = [sys.executable, "-m", "tests.train.kill_runs", str(tmp_path), *cases]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
