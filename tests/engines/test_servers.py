@@ -35,6 +35,11 @@ def serving(name: str = "server", code: str = SERVES, manner: str = "polite", gr
     return Command(name, arguments, f"http://127.0.0.1:{port}", "/", grace_s=grace_s)
 
 
+def test_a_port_is_given_once_as_its_server_may_not_listen_yet() -> None:
+    ports = [free_port() for _ in range(3000)]
+    assert all(port not in ports[max(0, place - 100) : place] for place, port in enumerate(ports))
+
+
 def child_in(log: Path) -> int:
     """The process that the server started in its turn."""
     return int(log.read_text().split("child ", 1)[1].split()[0])

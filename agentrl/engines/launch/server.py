@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ TAIL_BYTES = 3000
 ASK_AGAIN_S = 0.2
 ANSWER_S = 5.0
 TELL_EVERY_S = 10.0
+_given: deque[int] = deque(maxlen=100)
+"""Ports, far fewer than there are to draw from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +156,14 @@ class Servers:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback that nobody listens on now, and none of those given last: their servers may not listen yet."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.append(port)
+            return port
 
 
 async def _serves(http: Transport, path: str) -> bool:
