@@ -443,12 +443,12 @@ async def test_python_that_is_brief_says_the_error_alone(tmp_path: Path) -> None
 
 async def test_code_that_does_not_end_is_stopped_and_says_so(tmp_path: Path) -> None:
     made = await read_by(
-        lambda box: [Python(box, seconds=0.3), Shell(box, seconds=0.3)],
+        lambda box: [Python(box, seconds=0.3), Shell(box, seconds=2.0)],
         call("python", code="while True: pass"),
         call("shell", command="echo first; sleep 100"),
         folder=tmp_path,
     )
-    assert made == [("error", "[stopped after 0 s]"), ("error", "first\n[stopped after 0 s]")]
+    assert made == [("error", "[stopped after 0 s]"), ("error", "first\n[stopped after 2 s]")]
 
 
 async def test_shell_gives_both_streams_and_the_status(tmp_path: Path) -> None:

@@ -143,11 +143,11 @@ async def test_retry_after_is_kept_be_it_seconds_or_a_date(server: ChatServer) -
 
 async def test_no_wait_goes_beyond_the_deadline(server: ChatServer) -> None:
     server.troubles = [(429, {"Retry-After": "3600"}, '{"error": {"message": "rate limit"}}')]
-    async with OpenAIEngine(server.url, "m", seconds=2.0) as engine:
+    async with OpenAIEngine(server.url, "m", seconds=20.0) as engine:
         began = time.monotonic()
         with pytest.raises(EngineError, match="429: rate limit") as caught:
             await engine.generate(request())
-    assert time.monotonic() - began < 1.5 and caught.value.retryable and len(server.bodies) == 1
+    assert time.monotonic() - began < 15 and caught.value.retryable and len(server.bodies) == 1
 
 
 async def test_a_silent_endpoint_ends_at_the_deadline(server: ChatServer) -> None:
