@@ -169,7 +169,7 @@ async def test_a_launcher_that_is_killed_ends_its_sandboxes_and_says_so() -> Non
     async with opened(1).open() as backend:
         session = await backend.session(LIMITS)
         processes = below(os.getpid())
-        (launcher,) = [pid for pid in processes if os.stat(f"/proc/{pid}").st_uid == os.getuid() and parent(pid) == os.getpid()]
+        launcher = launcher_of(processes)
         os.kill(launcher, signal.SIGKILL)
         until(lambda: not alive(processes))
         with pytest.raises(SandboxError):
@@ -178,6 +178,24 @@ async def test_a_launcher_that_is_killed_ends_its_sandboxes_and_says_so() -> Non
             await backend.session(LIMITS)
     async with opened(0).open():  # which removes what that one left
         assert groups({launcher: processes[launcher]}) == []
+
+
+@pytest.mark.parametrize("_again", range(6))
+async def test_a_launcher_that_is_told_to_end_while_it_ends_removes_its_groups(_again: int) -> None:
+    async with opened(1).open():
+        processes = below(os.getpid())
+        launcher = launcher_of(processes)
+        while alive({launcher: processes[launcher]}):
+            with suppress(ProcessLookupError):
+                os.kill(launcher, signal.SIGTERM)
+        assert groups(processes) == []
+        until(lambda: not alive(processes))
+
+
+def launcher_of(processes: dict[int, str]) -> int:
+    """The one that this process has started."""
+    (launcher,) = [pid for pid in processes if os.stat(f"/proc/{pid}").st_uid == os.getuid() and parent(pid) == os.getpid()]
+    return launcher
 
 
 def parent(pid: int) -> int:

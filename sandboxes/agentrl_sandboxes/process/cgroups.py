@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,8 +12,6 @@ SLACK_MB = 16
 """For process 1 and bubblewrap. What lies in the sandbox's files lies in memory, too, so that is added."""
 SLACK_PROCESSES = 3
 """Process 1, and bubblewrap inside and outside."""
-LETTING_GO = 10.0
-"""Seconds in which an ended process may still count as being in its group."""
 
 
 class Cgroups(NamedTuple):
@@ -51,11 +48,9 @@ class Cgroups(NamedTuple):
             (folder / "cgroup.procs").write_text("0")
 
     def remove(self) -> None:
-        """Every folder, once the kernel has let go of the processes that ended there, for which it may take its time."""
+        """Every folder that no process is in."""
         for home in {self.memory, self.pids or self.memory}:
-            latest = time.monotonic() + LETTING_GO
-            while not _remove(home) and time.monotonic() < latest:
-                time.sleep(0.01)
+            _remove(home)
 
 
 def find() -> Cgroups | None:
@@ -117,12 +112,10 @@ def _processes() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
 
 
-def _remove(home: Path) -> bool:
-    """Removes what no process is in; whether nothing is left."""
+def _remove(home: Path) -> None:
     for folder in (*home.glob("*/"), home):
         with suppress(OSError):  # still used, or gone
             folder.rmdir()
-    return not home.exists()
 
 
 def _began(pid: str) -> int:

@@ -223,9 +223,11 @@ def main() -> None:
     if not launcher:
         return _first(host, stage, groups)
     host.close()
+    first = os.pidfd_open(launcher)
 
     def terminate(_number: int, _frame: object) -> None:
-        os.kill(launcher, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it saw the end of the host before we were told of it
+            signal.pidfd_send_signal(first, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, terminate)
     os.waitpid(launcher, 0)
