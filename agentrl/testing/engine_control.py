@@ -62,7 +62,7 @@ async def pause_retract_stops_and_goes_on(s: Subject) -> None:
 
 async def _stands_still(s: Subject, mode: PauseMode) -> None:
     still, seconds = False, 0.0
-    for part in (0.4, 0.2, 0.1, 0.0):
+    for part in 2 * (0.4, 0.2, 0.1, 0.0):
         sampling, seconds = await s.long()
         async with asyncio.TaskGroup() as group:
             task = group.create_task(s.engine.generate(s.request(s.prompt(), sampling)))
