@@ -106,7 +106,7 @@ class Subject:
         return Sampling(max_tokens=tokens), seconds
 
     async def longer(self) -> None:
-        """After a request that ended too early: twice as many tokens, as far as there is room, measured anew.
+        """After a request that ended too early: measured anew; if it was short, with twice as many tokens, if there is room.
 
         A machine that was busy at the first measure would else make the engine out to be slow.
         """

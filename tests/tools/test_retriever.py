@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.engines.launch import free_port
 from agentrl.errors import ToolError, UserError
 from agentrl.tool import as_tool
 from agentrl_tools import retriever as module
@@ -162,14 +162,8 @@ async def test_a_server_that_closes_the_connection_is_tried_again() -> None:
     assert tries == 2
 
 
-def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 async def test_a_server_that_is_gone_is_named_with_what_to_do() -> None:
-    tool = Retriever(f"http://127.0.0.1:{closed_port()}/retrieve", retries=1)
+    tool = Retriever(f"http://127.0.0.1:{free_port()}/retrieve", retries=1)
     with pytest.raises(ToolError, match=r"could not be reached \(.*\) after 2 tries; look whether the server runs"):
         await tool("Peru")
     await tool.aclose()
@@ -240,7 +234,7 @@ async def test_a_broken_retriever_loses_the_episode_and_is_no_failure_of_the_mod
 
 
 async def test_calls_of_one_turn_that_fail_together_are_the_tools_fault_as_well() -> None:
-    tool = Retriever(f"http://127.0.0.1:{closed_port()}/retrieve", retries=0)
+    tool = Retriever(f"http://127.0.0.1:{free_port()}/retrieve", retries=0)
     both = call("search", query="Peru") + "\n" + call("search", query="Lima")
     played = await ask(script(both, "Lima"), tools=[tool])
     await tool.aclose()
